@@ -1,0 +1,1 @@
+"""What the outside world needs from us; knows nothing of models or modalities."""

@@ -1,0 +1,176 @@
+"""Ranks: which one this process is, how ranks are started, and the few collectives that training needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others. On CPU the backend is gloo, on CUDA nccl."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums of these numbers over all ranks, in float64; every rank gets them."""
+        import torch
+        import torch.distributed as dist
+
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def sum_named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """`sum` for named numbers; every rank must have the same names in the same order."""
+        return dict(zip(values, self.sum(list(values.values())), strict=True))
+
+    def gather(self, value: object) -> list[object]:
+        """This object from every rank, in the order of ranks."""
+        import torch.distributed as dist
+
+        if self.size == 1:
+            return [value]
+        result: list[object] = [None] * self.size
+        dist.all_gather_object(result, value)
+        return result
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        import torch.distributed as dist
+
+        if self.size > 1:
+            dist.barrier()
+
+
+def is_worker() -> bool:
+    """Whether a launcher (ours, torchrun, srun with its variables) has made this process one of several ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta(minutes=10)) -> World:
+    """Join the process group (made once per process) and settle device and threads.
+
+    A process on its own needs no port: its group lives in memory. Raises UserError where CUDA is asked for and
+    there is none.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("engine.device is cuda, but torch sees no CUDA device; use --engine.device auto or cpu")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(place)
+    if not dist.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if is_worker():
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, cores() // local_size))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_port(port: int = 0) -> int:
+    """`port` if it is free on this machine, any free one for 0. Raises UserError where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"port {port} cannot be used ({error.strerror}); choose another --port, or 0") from None
+        return int(probe.getsockname()[1])
+
+
+def launch(command: Sequence[str], ranks: int, port: int = 0) -> int:
+    """Run `command` as `ranks` processes on this machine and return the job's exit code.
+
+    Signals go on to every rank. When one rank fails the others are told to stop, and killed 30 seconds later; the
+    code is that of the first rank that failed. Raises UserError for more ranks than cores or a port that is taken.
+    """
+    if ranks > cores():
+        raise UserError(f"--ranks {ranks}: this machine lets us use {cores()} cores; ask for at most that many")
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port(port)),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+    }
+    common.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // ranks))))
+    workers = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(ranks)
+    ]
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    previous = {
+        number: signal.signal(number, forward)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    }
+    try:
+        return _wait(workers)
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; once one fails, give the others a grace period. Returns the first failure's code, or 0."""
+    failed, deadline = 0, float("inf")
+    while any(worker.poll() is None for worker in workers):
+        codes = [worker.poll() for worker in workers]
+        if not failed and any(codes):
+            rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
+            deadline = time.monotonic() + 30
+            print(f"rank {rank} ended with code {failed}; stopping the others", file=sys.stderr)
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.terminate()
+        if time.monotonic() > deadline:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+        time.sleep(0.05)
+    codes = [worker.returncode for worker in workers]
+    failed = failed or next((code for code in codes if code), 0)
+    return failed if failed >= 0 else 128 - failed

@@ -1,0 +1,36 @@
+"""Being told to stop: a signal sets a flag, the ranks agree at a step's boundary, everybody saves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+REQUEUE = 75
+"""Exit code of a run that was told to stop and has saved (EX_TEMPFAIL): a scheduler should run it again."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequest:
+    """A context in which stop signals only set `asked`. A second SIGINT interrupts at once, for impatient people.
+
+    Outside the main thread (a Ray trial) signals belong to somebody else, and nothing is installed.
+    """
+
+    asked = False
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,91 @@
+"""What one modality is: how its bytes are read, which networks it has, how likely a value is under a decoder.
+
+Shape legend: B rows, Z latent dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Modality(ABC):
+    """One kind of observation. Subclasses are frozen dataclasses whose fields are the modality's settings.
+
+    A subclass is a value: a recipe holds it, the command line edits it, a checkpoint stores it as JSON. Nothing
+    is built (and torch is not imported) until `encoder` or `decoder` is called.
+    """
+
+    @property
+    @abstractmethod
+    def extension(self) -> str:
+        """Extension of a member in a shard, without the dot: `KEY.MODALITY.EXTENSION`."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one decoded value; a batch has shape (B, *shape)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype:
+        """Element type of a decoded batch."""
+
+    @abstractmethod
+    def encode(self, value: np.ndarray) -> bytes:
+        """Bytes of one value for a shard. Raises ValueError when the value does not fit this modality."""
+
+    @abstractmethod
+    def decode(self, members: Sequence[Buffer]) -> np.ndarray:
+        """(len(members), *shape) from the bytes of several members. Raises ValueError on bytes that do not fit."""
+
+    @abstractmethod
+    def encoder(self, latent: int) -> nn.Module:
+        """A network (B, *shape) -> (mu_BZ, logvar_BZ): this modality's Gaussian expert."""
+
+    @abstractmethod
+    def decoder(self, latent: int) -> nn.Module:
+        """A network (B, Z) -> the parameters of p(x|z), in the form that `log_likelihood` takes."""
+
+    @abstractmethod
+    def log_likelihood(self, parameters: Tensor, value: Tensor) -> Tensor:
+        """log p(value | z) in nats, shape (B,), summed over the value's elements, in float32."""
+
+    @abstractmethod
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The expected value (B, *shape) under p(x|z), or the most likely one where a mean has no meaning."""
+
+
+def unwrap_npy(members: Sequence[Buffer], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Stack members that are `.npy` files of one known shape and type, without a Python object per element.
+
+    Returns an array (len(members), *shape). Raises ValueError when a member has another shape, type or length.
+    """
+    header = npy_header(shape, dtype)
+    size = len(header) + int(np.prod(shape)) * dtype.itemsize
+    for member in members:
+        if len(member) != size or bytes(member[: len(header)]) != header:
+            raise ValueError(f"expected a .npy array of shape {shape} and type {dtype}, got {len(member)} other bytes")
+    payload = b"".join(member[len(header) :] for member in members)
+    return np.frombuffer(payload, dtype).reshape(len(members), *shape)
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The bytes in front of the elements of a `.npy` file of this shape and type (C order)."""
+    from io import BytesIO
+
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return buffer.getvalue()

@@ -1,0 +1,274 @@
+"""A run as a value: frozen dataclasses, checked on construction. Imports no torch.
+
+A recipe is a function that returns a `Run`; the command line is generated from it, a checkpoint stores it as
+JSON, a sweep edits it by dotted keys, and MLflow gets it flattened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field, TypeAdapter, ValidationError
+
+from infra.errors import UserError, nearest
+from modalities import AnyModality
+
+
+def check(condition: bool, sentence: str) -> None:
+    """Raise UserError(sentence) unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which modalities of each training sample are shown, as a view over the same shards."""
+
+    view: Literal["declared", "split", "keep-one"] = "declared"
+    """declared: all that is there. split: keys that are not pairs give one row per modality, unpaired (MVAE
+    section 5.1). keep-one: each such key shows one modality only, chosen by hash."""
+    fraction: float = 1.0
+    """Share of the keys that keep all their modalities, 0 to 1. Nested: the pairs of 0.01 are among those of 0.1."""
+    seed: int | None = None
+    """Which keys are pairs; the run's seed where not given."""
+    composition: Literal["natural", "balanced"] = "natural"
+    """natural: rows as they come. balanced: fixed counts of complete and of one-modality rows in every step, the
+    scarce ones re-sampled (SVAE algorithm 1)."""
+    complete_share: float = 0.5
+    """With `balanced`: share of a step's rows that are complete, 0 to 1; the modalities divide the rest."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.fraction <= 1, f"pairing.fraction is {self.fraction}: choose a share between 0 and 1")
+        check(
+            0 <= self.complete_share <= 1,
+            f"pairing.complete_share is {self.complete_share}: choose a share between 0 and 1",
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The latent space."""
+
+    latent: int = 64
+    """Number of latent dimensions."""
+
+    def __post_init__(self) -> None:
+        check(self.latent >= 1, f"model.latent is {self.latent}: choose at least 1")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The sub-sampled ELBO (MVAE eq. 5): joint + every single modality + k random subsets."""
+
+    k: int = 0
+    """How many random subsets of the modalities are drawn each step."""
+    lambda_: Annotated[dict[str, float], Field(alias="lambda"), tyro.conf.arg(name="lambda")] = field(
+        default_factory=dict
+    )
+    """Weight of each modality's log-likelihood in the objective. Every reported ELBO has 1 instead."""
+    beta: float = 1.0
+    """Weight of the KL at the end of annealing. Every reported ELBO has 1 instead."""
+    anneal: float = 0.0
+    """Share of training over which beta rises linearly from 0."""
+    cross: float = 0.0
+    """Weight with which a term also reconstructs the present modalities that it did not see; 0 is the paper."""
+    shared_noise: bool = False
+    """Whether the terms of a row share one epsilon (MVAE appendix I, figure 10 c) instead of one each."""
+
+    def __post_init__(self) -> None:
+        check(self.k >= 0, f"objective.k is {self.k}: choose 0 or more random subsets")
+        check(0 <= self.anneal <= 1, f"objective.anneal is {self.anneal}: choose a share of training, 0 to 1")
+        check(self.beta >= 0 and self.cross >= 0, "objective.beta and objective.cross must not be negative")
+        for name, weight in self.lambda_.items():
+            check(weight >= 0, f"objective.lambda.{name} is {weight}: a weight must not be negative")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Adam, as in the papers."""
+
+    lr: float = 1e-3
+    """Learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"optim.lr is {self.lr}: choose a positive learning rate")
+        check(self.clip >= 0, f"optim.clip is {self.clip}: choose 0 (no clipping) or a positive norm")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the step is run. Changes speed and memory, never the mathematics."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: what ranks share out among them (0 nothing, 1 optimizer, 2 gradients, 3 parameters)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the networks. Posteriors and likelihoods are always fp32."""
+    accumulate: int = 1
+    """Micro-batches per step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a device, otherwise the CPU."""
+    threads: int = 0
+    """CPU threads of each rank; 0 divides the machine's cores among the ranks."""
+    workers: int = 1
+    """Threads that read and decode ahead of training; 0 reads in the training thread."""
+
+    def __post_init__(self) -> None:
+        check(self.accumulate >= 1, f"engine.accumulate is {self.accumulate}: choose at least 1")
+        check(self.workers >= 0 and self.threads >= 0, "engine.workers and engine.threads must not be negative")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how often, and what is kept."""
+
+    batch: int = 100
+    """Rows of the global batch, over all ranks and micro-batches."""
+    steps: int = 1000
+    """Optimizer steps."""
+    log_every: int = 10
+    """Steps between two points of a curve; each point is the mean over these steps."""
+    validate_every: int = 200
+    """Steps between validations; 0 validates at the end only."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep: int = 2
+    """How many of the latest checkpoints stay (the best one always does)."""
+    best: str = "val/elbo"
+    """The validation metric that picks the best checkpoint."""
+    best_is: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller value of it is better."""
+    patience: int = 0
+    """Stop after this many validations without a better value; 0 never stops early."""
+    damage: float = 0.001
+    """Share of the rows read that may be corrupt (each is quarantined and weighs 0) before the run stops."""
+
+    def __post_init__(self) -> None:
+        check(self.batch >= 1, f"train.batch is {self.batch}: choose at least one row")
+        check(self.steps >= 1, f"train.steps is {self.steps}: choose at least one step")
+        check(self.log_every >= 1, f"train.log_every is {self.log_every}: choose at least 1")
+        check(self.keep >= 2, f"train.keep is {self.keep}: keep at least two checkpoints, one may be damaged")
+        check(
+            min(self.validate_every, self.checkpoint_every, self.patience) >= 0,
+            "train.validate_every, train.checkpoint_every and train.patience must not be negative",
+        )
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where MLflow keeps the record."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty means MLFLOW_TRACKING_URI, or SQLite beside the runs where that is unset."""
+    experiment: str = "pairstream"
+    """MLflow experiment."""
+    enabled: bool = True
+    """Whether the journal is shipped to MLflow; it is written in any case."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a training run."""
+
+    recipe: str
+    """The recipe that this run started from."""
+    data: Path
+    """Directory of prepared shards and their manifest."""
+    modalities: dict[str, Annotated[AnyModality, Field(discriminator="kind")]]
+    """The modalities by name, in the order of the model's experts."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    pairing: Pairing = field(default_factory=Pairing)
+    model: Model = field(default_factory=Model)
+    objective: Objective = field(default_factory=Objective)
+    optim: Optim = field(default_factory=Optim)
+    train: Training = field(default_factory=Training)
+    engine: Engine = field(default_factory=Engine)
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        check(len(self.modalities) >= 1, f"recipe {self.recipe} names no modality")
+        for name in self.objective.lambda_:
+            check(
+                name in self.modalities,
+                f"objective.lambda.{name}: there is no modality {name!r}" + nearest(name, list(self.modalities)),
+            )
+
+    def weights(self) -> dict[str, float]:
+        """λ of every modality; 1 where the objective names none."""
+        return {name: self.objective.lambda_.get(name, 1.0) for name in self.modalities}
+
+
+@cache
+def _schema() -> TypeAdapter[Run]:
+    return TypeAdapter(Run)
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    """A run as plain JSON values."""
+    result: dict[str, Any] = _schema().dump_python(run, mode="json", by_alias=True)
+    return result
+
+
+def from_dict(values: Mapping[str, Any], source: str = "the configuration") -> Run:
+    """A run from `to_dict`'s values. Raises UserError naming the field that does not fit."""
+    try:
+        return _schema().validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r})") from None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"pairing": {"fraction": 0.1}} -> {"pairing.fraction": 0.1}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def override(run: Run, changes: Mapping[str, Any]) -> Run:
+    """The same run with dotted keys set, e.g. {"pairing.fraction": 0.1, "objective.lambda.label": 50}.
+
+    Values may be text from a command line. Raises UserError on a key that does not exist, with the nearest names.
+    """
+    values = to_dict(run)
+    values["objective"]["lambda"] = run.weights()
+    known = flatten(values)
+    for key, value in changes.items():
+        check(key in known, f"{key} is no field of recipe {run.recipe}" + nearest(key, list(known)))
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return from_dict(values, f"recipe {run.recipe}")
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a run as JSON."""
+    path.write_text(json.dumps(to_dict(run), indent=2) + "\n")
+
+
+def load(path: Path) -> Run:
+    """Read a run that `save` wrote. Raises UserError when the file is missing or does not fit this version."""
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the run's configuration ({error.strerror})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not a configuration ({error})") from None
+    return from_dict(values, str(path))

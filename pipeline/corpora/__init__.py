@@ -1,0 +1,37 @@
+"""One file per data set: from raw official files to samples, and which modalities it has.
+
+A new corpus is a file with a `Corpus`, and its name in `CORPORA`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.errors import UserError, nearest
+from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.digits import DIGITS
+
+CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS,)}
+
+
+def find(name: str) -> Corpus:
+    """The corpus of that name. Raises UserError with the nearest names."""
+    if name not in CORPORA:
+        raise UserError(f"no corpus {name!r}" + nearest(name, list(CORPORA)))
+    return CORPORA[name]
+
+
+def prepare(name: str, out: Path, shard_bytes: int = 256 * 2**20) -> str:
+    """Write a corpus as shards and a manifest into `out`; returns the fingerprint.
+
+    A directory that already holds this corpus whole is left as it is. Raises UserError.
+    """
+    from pipeline.manifest import NAME, open_manifest
+    from pipeline.shards import write
+
+    corpus = find(name)
+    if (out / NAME).is_file():
+        manifest = open_manifest(out)
+        if manifest.corpus == name and not manifest.damaged_shards:
+            return manifest.fingerprint
+    return write(out, name, corpus.modalities, corpus.samples(), shard_bytes)

@@ -1,0 +1,180 @@
+"""Accelerate in front, DeepSpeed behind: the only file that knows either of them.
+
+Accelerate holds process state, device and precision; DeepSpeed, through its plugin, is the optimizer and ZeRO back
+end. Whole parameters and optimizer moments go in and out, so a run may continue on other ranks and ZeRO stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.distributed import World
+from pipeline.batch import empty_batch
+from pipeline.config import Run
+from pipeline.model import MultimodalVAE
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, Tensor]
+"""Full fp32 tensors by name: `model.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`."""
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without its start-up noise and without compiling anything."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", module="deepspeed")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # On CPU DeepSpeed would compile a shared-memory all-reduce at start (a minute, and a compiler); gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """A model under DeepSpeed: forward, backward, step, and whole state in and out.
+
+    `module` is called like the model; under ZeRO 3 only through it are the parameters whole.
+    """
+
+    def __init__(self, model: MultimodalVAE, run: Run, world: World, state: State | None = None) -> None:
+        """Collective. With `state`, weights and optimizer continue from there bit for bit."""
+        deepspeed = _import_deepspeed()
+        from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+        from accelerate.state import AcceleratorState, DistributedType
+
+        class Plugin(DeepSpeedPlugin):  # type: ignore[misc]
+            def set_deepspeed_weakref(self) -> None:
+                """Accelerate imports transformers here, for models of its own; ours need none."""
+
+        self.world, self.run = world, run
+        if state is not None:  # before DeepSpeed copies and partitions them
+            model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            cpu=False,  # True would silently train with DDP instead of DeepSpeed
+            gradient_accumulation_steps=run.engine.accumulate,
+            mixed_precision="bf16" if run.engine.precision == "bf16" else "no",
+            deepspeed_plugin=Plugin(hf_ds_config=_deepspeed_config(run, world)),
+            kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if world.device.type == "cuda" else "gloo")],
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=run.optim.lr, betas=run.optim.betas, fused=True)
+        self.module, _ = self.accelerator.prepare(model, optimizer)
+        self._adam = optimizer
+        if self.accelerator.state.distributed_type != DistributedType.DEEPSPEED or not isinstance(
+            self.module, deepspeed.DeepSpeedEngine
+        ):
+            raise RuntimeError(f"DeepSpeed is not in charge: {self.accelerator.state.distributed_type}")
+        if self.accelerator.num_processes != world.size or self.module.world_size != world.size:
+            raise RuntimeError(f"{self.accelerator.num_processes} processes under Accelerate, {world.size} ranks")
+        # DeepSpeed may take a step of zero gradients to make the optimizer's state; Adam must not count it.
+        for entry in optimizer.state.values():
+            entry["step"] = torch.zeros_like(torch.as_tensor(entry["step"]))
+        if state is not None:
+            self._restore_optimizer(state)
+
+    @property
+    def stage(self) -> int:
+        """DeepSpeed's ZeRO stage as it really runs."""
+        return int(self.module.zero_optimization_stage())
+
+    def step(self, losses: list[Tensor]) -> None:
+        """Backward through each micro-batch's loss, one optimizer step, gradients zeroed."""
+        for loss in losses:
+            self.module.backward(loss)
+            self.module.step()
+
+    def gradient_norm(self) -> float:
+        """The last step's gradient norm before clipping; NaN where DeepSpeed did not compute it."""
+        norm = self.module.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.module.module.named_parameters())
+
+    def _masters(self) -> dict[str, nn.Parameter]:
+        """At stage 0: the fp32 parameter that the optimizer updates, by name."""
+        named = dict(self._named())
+        if self.run.engine.precision == "fp32":
+            return named
+        halves = [p for group in self.module.optimizer.fp16_groups for p in group]
+        singles = [p for group in self.module.optimizer.fp32_groups for p in group]
+        found = {id(half): single for half, single in zip(halves, singles, strict=True)}
+        return {name: found[id(parameter)] for name, parameter in named.items()}
+
+    def state(self) -> State:
+        """All parameters and moments as whole fp32 CPU tensors. Collective: every rank must call it."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        result: State = {}
+        masters = self._masters() if self.stage == 0 else {}
+        for name, parameter in self._named():
+            if self.stage == 0:
+                master = masters[name]
+                parts = [master, *(self._adam.state[master][moment] for moment in MOMENTS)]
+            else:
+                parts = [safe_get_full_fp32_param(parameter)]
+                parts += [safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
+            for kind, tensor in zip(("model", *MOMENTS), parts, strict=True):
+                result[f"{kind}.{name}"] = tensor.detach().float().cpu().clone()
+        step = next(entry["step"] for entry in self._adam.state.values() if "step" in entry)
+        result["step"] = torch.as_tensor(step).detach().float().cpu().clone().reshape(1)
+        return result
+
+    def _restore_optimizer(self, state: State) -> None:
+        """Give Adam its moments back. The optimizer has no state before a first step, so one of size 0 is taken."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        rates = [group["lr"] for group in self._adam.param_groups]
+        for group in self._adam.param_groups:
+            group["lr"] = 0.0
+        self.step([self._rehearsal() for _ in range(self.run.engine.accumulate)])
+        for group, rate in zip(self._adam.param_groups, rates, strict=True):
+            group["lr"] = rate
+        masters = self._masters() if self.stage == 0 else {}
+        for name, parameter in self._named():
+            tensors = [state[f"{kind}.{name}"].to(self.world.device) for kind in ("model", *MOMENTS)]
+            if self.stage == 0:
+                with torch.no_grad():
+                    masters[name].copy_(tensors[0])
+                    for moment, tensor in zip(MOMENTS, tensors[1:], strict=True):
+                        self._adam.state[masters[name]][moment].copy_(tensor)
+            else:
+                safe_set_full_fp32_param(parameter, tensors[0])
+                for moment, tensor in zip(MOMENTS, tensors[1:], strict=True):
+                    safe_set_full_optimizer_state(parameter, tensor, moment)
+        for entry in self._adam.state.values():
+            if "step" in entry:
+                # a clone for each parameter: Adam counts in place
+                entry["step"] = state["step"].reshape(()).to(torch.as_tensor(entry["step"]).device, copy=True)
+
+    def _rehearsal(self) -> Tensor:
+        """A loss of zero that leads to every parameter: the model on a batch in which nothing is present."""
+        modalities = self.module.module.modalities
+        nothing = np.zeros((1, 1, len(modalities)), bool)
+        noise = torch.zeros((1, 1, self.module.module.latent), device=self.world.device)
+        anchor: Tensor = self.module(empty_batch(modalities, self.world.device), nothing, nothing, noise).anchor
+        return anchor
+
+
+def _deepspeed_config(run: Run, world: World) -> dict[str, Any]:
+    micro = run.train.batch // (world.size * run.engine.accumulate)
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": run.engine.accumulate,
+        "gradient_clipping": run.optim.clip,
+        "zero_optimization": {"stage": run.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": run.engine.precision == "bf16"},
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,50 @@
+"""Metrics on a split. Every one is a sum with a count, so it is the same on any number of ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from infra.distributed import World
+from pipeline.batch import Batch
+from pipeline.config import Run
+from pipeline.evaluate.classification import label_accuracy
+from pipeline.evaluate.likelihood import elbo
+from pipeline.manifest import Manifest
+from pipeline.model import MultimodalVAE
+from pipeline.stream import Collator, in_order, rows_for_rank
+
+
+def batches(run: Run, manifest: Manifest, split: str, world: World) -> Iterator[Batch]:
+    """This rank's rows of a split in equal steps on all ranks; rows that fill up the last batch weigh 0."""
+    collate = Collator(manifest, run.modalities, budget=run.train.damage)
+    size = -(-run.train.batch // world.size) * world.size
+    for refs in in_order(manifest, split, list(run.modalities), size):
+        yield collate(rows_for_rank(refs, world.rank, world.size)).to(world.device)
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, model: MultimodalVAE, run: Run, manifest: Manifest, split: str, world: World) -> dict[str, float]:
+    """All metrics that the modalities define, on one split, named `SPLIT/…`. Collective.
+
+    `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1.
+    """
+    was_training = model.training
+    model.eval()
+    sums: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for batch in batches(run, manifest, split, world):
+        for measure in (elbo, label_accuracy):
+            more, rows = measure(module, model, run, batch)
+            for name, value in more.items():
+                sums[name] += value
+                counts[name] += rows[name]
+    model.train(was_training)
+    names = sorted(sums)
+    totals = world.sum([float(sums[name]) for name in names] + [float(counts[name]) for name in names])
+    return {
+        f"{split}/{name}": totals[i] / totals[len(names) + i] for i, name in enumerate(names) if totals[len(names) + i]
+    }

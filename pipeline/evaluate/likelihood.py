@@ -1,0 +1,21 @@
+"""The joint ELBO and its parts in nats, always with λ = β = 1 (MVAE eq. 2), from one posterior sample a row."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pipeline.batch import Batch
+from pipeline.config import Run
+from pipeline.model import MultimodalVAE
+from pipeline.noise import normal
+from pipeline.objectives.subsampled import joint_plan
+from pipeline.objectives.terms import metrics
+
+
+def elbo(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+    """Sums and counts of `elbo`, `kl` and `recon.MODALITY`. The noise hangs on the row, so ranks do not matter."""
+    plan = joint_plan(batch.present_BM)
+    noise = normal(run.seed, "evaluate", batch.row_B, 1, model.latent)
+    scores = module(batch, plan.seen_TBM, plan.wanted_TBM, noise)
+    sums, counts = metrics(scores, plan, batch)
+    return {name: float(value) for name, value in sums.items()}, counts

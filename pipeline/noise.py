@@ -1,0 +1,42 @@
+"""Noise as a pure function of (seed, step, global row, term): the same on any rank, device and number of ranks.
+
+torch's own generators are sequential, so the noise of a row would hang on the rows before it. Here every pair of
+normal numbers is the hash of its own address (SplitMix64's finaliser, Steele et al. 2014), turned by Box-Muller.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.order import seed_of
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+_LOW = 2**32 - 1
+
+
+def _mix(value: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 tensors, whose products wrap as unsigned ones do."""
+    value = (value ^ ((value >> 30) & (2**34 - 1))) * _FIRST
+    value = (value ^ ((value >> 27) & (2**37 - 1))) * _SECOND
+    return value ^ ((value >> 31) & (2**33 - 1))
+
+
+def normal(seed: int, purpose: str, row_B: Tensor, terms: int, latent: int) -> Tensor:
+    """Standard normal numbers (terms, B, latent) in float32 on row_B's device.
+
+    `row_B` numbers the rows in the whole run, so it carries the step; `purpose` keeps training's noise apart from
+    validation's.
+    """
+    half = -(-latent // 2)
+    base = seed_of(seed, "noise", purpose)
+    lane = torch.arange(1, terms * half + 1, device=row_B.device).view(terms, 1, half)
+    row_key = _mix(row_B * _GOLDEN + (base - 2**64 if base >= 2**63 else base))
+    bits = _mix(row_key.view(1, -1, 1) + lane * _GOLDEN)
+    radius = (((bits >> 32) & _LOW).float() + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = (bits & _LOW).float().mul_(2 * math.pi / 2**32)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=2)[..., :latent]

@@ -1,0 +1,1 @@
+"""Objectives: each turns (model, batch) into terms in nats. One file per family."""

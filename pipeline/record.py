@@ -1,0 +1,113 @@
+"""What a run leaves behind beside its checkpoints: configuration, curves, pictures, and the same in MLflow."""
+
+from __future__ import annotations
+
+import json
+import platform
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from infra.distributed import World
+from infra.errors import UserError
+from infra.tracking import Destination, Journal, Tracker, default_uri, prepare_store
+from pipeline import config
+from pipeline.config import Run
+from pipeline.manifest import Manifest
+
+PACKAGES = ("pairstream", "torch", "deepspeed", "accelerate", "webdataset", "mlflow")
+
+
+def destination(run: Run, directory: Path, identity: str | None = None, parent: str | None = None) -> Destination:
+    """Where a run's record goes: what its directory says already, else a new identity."""
+    file = directory / "tracking.json"
+    if file.is_file():
+        known = json.loads(file.read_text())
+        identity, parent = identity or known.get("identity"), parent or known.get("parent")
+    return Destination(
+        uri=run.tracking.uri or default_uri(directory.parent),
+        experiment=run.tracking.experiment,
+        name=directory.name,
+        identity=identity or uuid.uuid4().hex,
+        parent=parent,
+    )
+
+
+class Record:
+    """A run's record, kept by rank 0; the other ranks have one that does nothing. Leaving it ends the MLflow run."""
+
+    def __init__(
+        self,
+        run: Run,
+        directory: Path,
+        manifest: Manifest,
+        world: World,
+        identity: str | None = None,
+        parent: str | None = None,
+    ) -> None:
+        self.run, self.directory, self.manifest, self.world = run, directory, manifest, world
+        self.identity, self.parent = identity, parent
+        self.book: Tracker | Journal | None = None
+        self._status = "FAILED"
+
+    def __enter__(self) -> Record:
+        """Make the directory. Raises UserError where it cannot be written or another process trains in it."""
+        if not self.world.is_main:
+            return self
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.directory / "training.lock", timeout=0)
+            self._lock.acquire()
+            config.save(self.run, self.directory / "run.json")
+        except Timeout:
+            raise UserError(f"{self.directory}: another process is training in it; wait, or choose another --out") from None
+        except OSError as error:
+            raise UserError(f"{self.directory} cannot be written ({error.strerror}); choose another --out") from None
+        if self.run.tracking.enabled:
+            where = destination(self.run, self.directory, self.identity, self.parent)
+            prepare_store(where.uri, where.experiment, None)
+            self.book = Tracker(self.directory, where)
+        else:
+            self.book = Journal(self.directory)
+        self.book.params(config.flatten(config.to_dict(self.run)))
+        self.book.tags(self._tags())
+        self.book.artifact(self.directory / "run.json")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.world.is_main:
+            return
+        if isinstance(self.book, Tracker):
+            self.book.close("KILLED" if kind is KeyboardInterrupt else self._status)
+        elif self.book:
+            self.book.close()
+        self._lock.release()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """A point of every curve."""
+        if self.book:
+            self.book.metrics(step, values)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file or folder for people to look at."""
+        if self.book:
+            self.book.artifact(path, folder)
+
+    def finish(self, status: str) -> None:
+        """Say how the run ended; until then it counts as failed."""
+        self._status = "KILLED" if status == "preempted" else "FINISHED"
+
+    def _tags(self) -> dict[str, str]:
+        tags = {
+            "pairstream.recipe": self.run.recipe,
+            "pairstream.directory": str(self.directory),
+            "pairstream.data": self.manifest.fingerprint,
+            "pairstream.ranks": str(self.world.size),
+            "system.host": platform.node(),
+            "system.python": platform.python_version(),
+            "system.device": str(self.world.device),
+        }
+        return tags | {f"version.{package}": version(package) for package in PACKAGES}

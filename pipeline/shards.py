@@ -1,0 +1,241 @@
+"""Write WebDataset shards; read members by offset, verified.
+
+A shard is a plain tar with members KEY.MODALITY.EXT (KEY.MODALITY.N.EXT where a modality has several instances),
+written by webdataset's own writer: `wds.WebDataset(urls)` reads it with the same keys and members.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from infra.errors import UserError
+from modalities import Modality
+from pipeline import manifest as manifests
+from pipeline.manifest import BLOCK, MEMBER, Described, Manifest, Shard
+
+SPLITS = ("train", "val", "test")
+KEY = re.compile(r"[A-Za-z0-9_\-/]+")
+ROW = np.dtype([(f.name, f.type.to_pandas_dtype()) for f in MEMBER])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a corpus: values by modality; a modality that is not named is declared missing.
+
+    A list holds several instances of one modality (10 captions of a picture).
+    """
+
+    key: str
+    split: str
+    values: Mapping[str, np.ndarray | list[np.ndarray]]
+
+
+class Corrupt(Exception):
+    """A member whose bytes do not match their declaration; never to be taken for a missing modality."""
+
+
+@dataclass
+class _Writer:
+    """The open shard of one split, and the rows that it has taken so far."""
+
+    directory: Path
+    split: str
+    number: int = 0
+    keys: list[str] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    members: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+    tar: object | None = None
+
+    def add(self, key: str, members: dict[str, tuple[int, bytes]], shard_bytes: int) -> None:
+        import webdataset
+
+        if self.tar is None:
+            path = self.directory / f"{self.split}-{self.number:06d}.tar"
+            # A fixed time and owner: the same samples give the same bytes.
+            self.tar = webdataset.TarWriter(str(path), encoder=False, mtime=0)
+        stream = self.tar.tarstream  # type: ignore[attr-defined]
+        for name in sorted(members):
+            modality, data = members[name]
+            self.tar.write({"__key__": key, name: data})  # type: ignore[attr-defined]
+            block = stream.offset // BLOCK - -(-len(data) // BLOCK)  # counted from the end: headers vary in length
+            self.members.append((modality, self.number, block, len(data), xxhash.xxh3_64_intdigest(data)))
+        self.keys.append(key)
+        self.counts.append(len(members))
+        if stream.offset >= shard_bytes:
+            self.close_shard()
+
+    def close_shard(self) -> None:
+        if self.tar is not None:
+            self.tar.close()  # type: ignore[attr-defined]
+            path = self.directory / f"{self.split}-{self.number:06d}.tar"
+            self.shards.append(Shard(path.name, path.stat().st_size))
+            self.number, self.tar = self.number + 1, None
+
+
+def write(
+    out: Path,
+    corpus: str,
+    modalities: Mapping[str, Modality],
+    samples: Iterable[Sample],
+    shard_bytes: int = 256 * 2**20,
+) -> str:
+    """Write samples as shards of about `shard_bytes` and their manifest into `out`; returns the fingerprint.
+
+    Everything is written into a sibling directory and renamed at the end, so `out` is whole or not there. Raises
+    UserError for a duplicate or unusable key, a value that does not fit its modality, or a place that cannot be
+    written.
+    """
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        if out.exists():
+            raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        fingerprint = _write_into(partial, corpus, modalities, samples, shard_bytes)
+        os.replace(partial, out)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return fingerprint
+
+
+def _write_into(
+    directory: Path, corpus: str, modalities: Mapping[str, Modality], samples: Iterable[Sample], shard_bytes: int
+) -> str:
+    writers = {split: _Writer(directory, split) for split in SPLITS}
+    number = {name: index for index, name in enumerate(modalities)}
+    seen: set[str] = set()
+    for sample in samples:
+        if not KEY.fullmatch(sample.key):
+            raise UserError(f"corpus {corpus}: key {sample.key!r}: use letters, digits, '_', '-' and '/' only")
+        if sample.key in seen:
+            raise UserError(f"corpus {corpus}: two samples have the key {sample.key!r}")
+        if sample.split not in writers:
+            raise UserError(f"corpus {corpus}: {sample.key} is in split {sample.split!r}, not one of {SPLITS}")
+        seen.add(sample.key)
+        members: dict[str, tuple[int, bytes]] = {}
+        for name in sorted(sample.values, key=number.__getitem__):
+            modality, value = modalities[name], sample.values[name]
+            instances = value if isinstance(value, list) else [value]
+            for instance, one in enumerate(instances):
+                infix = f".{instance}" if isinstance(value, list) else ""
+                try:
+                    data = modality.encode(one)
+                except ValueError as error:
+                    raise UserError(f"corpus {corpus}: {sample.key}, modality {name}: {error}") from None
+                members[f"{name}{infix}.{modality.extension}"] = (number[name], data)
+        writers[sample.split].add(sample.key, members, shard_bytes)
+    return _finish(directory, corpus, modalities, [w for w in writers.values() if w.keys])
+
+
+def _finish(directory: Path, corpus: str, modalities: Mapping[str, Modality], writers: list[_Writer]) -> str:
+    if not writers:
+        raise UserError(f"corpus {corpus}: no samples, nothing written")
+    shards: list[Shard] = []
+    splits: dict[str, range] = {}
+    rows: list[np.ndarray] = []
+    keys: list[str] = []
+    for writer in writers:
+        writer.close_shard()
+        splits[writer.split] = range(len(keys), len(keys) + len(writer.keys))
+        table = np.array(writer.members, ROW)
+        table["shard"] += len(shards)
+        order = np.lexsort((table["modality"], np.repeat(np.arange(len(writer.keys)), writer.counts)))
+        rows.append(table[order])  # webdataset wants members by name, the manifest has them by modality
+        shards += writer.shards
+        keys += writer.keys
+    first = np.concatenate([[0], np.cumsum([count for writer in writers for count in writer.counts])])
+    described = {name: Described(m.extension, m.shape) for name, m in modalities.items()}
+    return manifests.write(directory, corpus, described, shards, splits, keys, first, np.concatenate(rows))
+
+
+class Reader:
+    """Members of a data directory's shards, by number, straight from the mapped files."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._maps: dict[int, memoryview] = {}
+
+    def _shard(self, number: int) -> memoryview:
+        if number not in self._maps:
+            path = self.manifest.directory / self.manifest.shards[number].name
+            try:
+                with path.open("rb") as file:
+                    self._maps[number] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except (FileNotFoundError, IsADirectoryError, ValueError) as error:  # ValueError: an empty file
+                raise Corrupt(f"shard cannot be read: {error}") from None
+        return self._maps[number]
+
+    def read(self, member: int) -> memoryview:
+        """The bytes of one member. Raises Corrupt when they are not what the manifest declares."""
+        table = self.manifest
+        shard = self._shard(int(table.shard[member]))
+        start, size = int(table.block[member]) * BLOCK, int(table.size[member])
+        data = shard[start : start + size]
+        if len(data) != size:
+            raise Corrupt(f"shard ends at byte {len(shard):,}, the member needs {start + size:,}")
+        if xxhash.xxh3_64_intdigest(data) != table.checksum[member]:
+            raise Corrupt("checksum differs")
+        return data
+
+    def locate(self, row: int, member: int) -> dict[str, str | int]:
+        """Where a member lies, in words: for the quarantine file and for error messages."""
+        table = self.manifest
+        return {
+            "shard": table.shards[int(table.shard[member])].name,
+            "key": table.key(row),
+            "modality": list(table.modalities)[int(table.modality[member])],
+            "offset": int(table.block[member]) * BLOCK,
+        }
+
+
+def verify(manifest: Manifest, rows: range, modalities: Sequence[str] | None = None) -> list[dict[str, str | int]]:
+    """Every damaged member of these samples: where it lies and the reason; checks headers and checksums."""
+    reader, damage = Reader(manifest), []
+    columns = set(manifest.column(modalities or list(manifest.modalities)))
+    for row in rows:
+        for member in range(int(manifest.first[row]), int(manifest.first[row + 1])):
+            if int(manifest.modality[member]) not in columns:
+                continue
+            try:
+                reader.read(member)
+                _check_header(reader, row, member)
+            except Corrupt as error:
+                damage.append(reader.locate(row, member) | {"reason": str(error)})
+    return damage
+
+
+def _check_header(reader: Reader, row: int, member: int) -> None:
+    """The tar header in front of a member must name it: plain WebDataset readers go by the header."""
+    table = reader.manifest
+    start = (int(table.block[member]) - 1) * BLOCK
+    header = bytes(reader._shard(int(table.shard[member]))[start : start + BLOCK])
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise Corrupt(f"tar header damaged: {error}") from None
+    name = list(table.modalities)[int(table.modality[member])]
+    if not info.name.startswith(f"{table.key(row)}.{name}.") or info.size != int(table.size[member]):
+        raise Corrupt(f"tar header names {info.name} with {info.size} bytes")
+
+
+def quarantine(path: Path, entries: list[dict[str, str | int]]) -> None:
+    """Append damaged members to a JSON-lines file."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)

@@ -1,0 +1,251 @@
+"""train(run): set-up, and a loop that fits on one screen.
+
+A run lives in a directory: run.json (its configuration), journal.jsonl (every metric), checkpoints/, pictures/,
+evaluation.*.json and, where data was damaged, quarantine.*.jsonl.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra import distributed
+from infra.checkpoint import Checkpoint, Checkpoints
+from infra.distributed import World
+from infra.errors import UserError
+from infra.preemption import StopRequest
+from pipeline import config
+from pipeline.batch import Batch
+from pipeline.config import Run
+from pipeline.engine import Engine
+from pipeline.evaluate import evaluate
+from pipeline.manifest import Manifest, check_shards, open_manifest
+from pipeline.model import MultimodalVAE
+from pipeline.noise import normal
+from pipeline.objectives.subsampled import beta_at, plan
+from pipeline.objectives.terms import Terms, combine
+from pipeline.order import seed_of
+from pipeline.pairing import view
+from pipeline.progress import Progress, agree
+from pipeline.record import Record
+from pipeline.stream import Collator, Stream, prefetch, rows_for_rank
+
+CONFIG = "run.json"
+Report = Callable[[int, dict[str, float]], bool]
+"""Called on rank 0 with (step, metrics) after each validation; returns whether to stop."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    directory: Path
+    status: str
+    """finished, stopped early, or preempted (told to stop; it can be resumed)."""
+    step: int
+    """Optimizer steps in all, over every resume."""
+    loss: float
+    """Negative objective of the last step per row of the global batch (λ- and β-weighted, nats)."""
+    metrics: dict[str, float]
+    """The last validation."""
+    best: dict[str, Any] | None
+    """{"step", "metric", "value"} of the checkpoint that evaluation takes."""
+    rows: dict[str, int]
+    """Rows of each kind in the supervision view."""
+    seconds: float
+    """Wall time of this call."""
+
+
+def train(
+    run: Run,
+    directory: Path,
+    *,
+    resume: bool = False,
+    weights_from: Checkpoint | None = None,
+    identity: str | None = None,
+    parent: str | None = None,
+    report: Report | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Result:
+    """Train a run in `directory` and return how it ended. Collective: every rank calls it alike.
+
+    With `resume` it continues from the newest whole checkpoint there, or starts where there is none. `weights_from`
+    starts from another run's weights. `identity` and `parent` name this run and its sweep to MLflow. Raises UserError.
+    """
+    started = time.monotonic()
+    manifest = check_data(run)
+    world = distributed.start(run.engine.device, run.engine.threads)
+    check_world(run, world.size)
+    rows = view(manifest, "train", list(run.modalities), run.pairing, run.seed, run.train.batch)
+    stream = Stream(manifest, rows, run.modalities, run.seed, run.train.batch)
+    checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
+    with StopRequest() as stop, Record(run, directory, manifest, world, identity, parent) as record:
+        last = _last_checkpoint(checkpoints, manifest, world) if resume else None
+        model = build(run)
+        if weights_from and not last:
+            load_weights(model, weights_from)
+        engine = Engine(model, run, world, last.tensors("model", "optimizer") if last else None)
+        progress = Progress.of(last, world) if last else Progress()
+        collate = Collator(manifest, run.modalities, directory / f"quarantine.{world.rank}.jsonl", run.train.damage)
+        status = "finished"
+
+        for step, batches in _read_ahead(stream, collate, run, world, progress.step):
+            terms = [_score(engine, model, run, batch, step, world) for batch in batches]
+            stopping, loss = agree(world, stop.asked, terms, batches, step)
+            if stopping:
+                status = "preempted"
+                break
+            engine.step([term.loss for term in terms])
+            progress.step, progress.loss = step + 1, loss
+            progress.window.add(terms)
+            if on_step:
+                on_step(progress.step, loss)
+            if progress.step % run.train.log_every == 0:
+                record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, step))
+            save = _due(progress.step, run.train.checkpoint_every, run.train.steps)
+            if _due(progress.step, run.train.validate_every, run.train.steps):
+                metrics = evaluate(engine.module, model, run, manifest, "val", world)
+                record.metrics(progress.step, metrics)
+                save |= progress.validated(run.train, metrics)
+                asked = report is not None and world.is_main and report(progress.step, metrics)
+                if world.sum([float(asked)])[0] or 0 < run.train.patience <= progress.worse:
+                    status = "stopped early"
+            if save or status == "stopped early":
+                _save(engine, checkpoints, progress, run, manifest, world)
+            if status == "stopped early":
+                break
+
+        if status == "preempted":
+            _save(engine, checkpoints, progress, run, manifest, world)
+        record.finish(status)
+    seconds = time.monotonic() - started
+    return Result(
+        directory, status, progress.step, progress.loss, progress.metrics, progress.best, rows.describe(), seconds
+    )
+
+
+def build(run: Run) -> MultimodalVAE:
+    """The model of a run with its initial weights, a function of the run's seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "weights") % 2**63)
+        return MultimodalVAE(run.modalities, run.model.latent)
+
+
+def load_weights(model: MultimodalVAE, checkpoint: Checkpoint) -> None:
+    """A checkpoint's weights into a model on any device. Raises UserError where they do not fit."""
+    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint.tensors("model").items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights of {checkpoint.path} do not fit this model: {reason}") from None
+
+
+def check_data(run: Run) -> Manifest:
+    """The manifest of a run's data. Raises UserError where the data does not hold what the run needs."""
+    manifest = open_manifest(run.data)
+    manifest.column(list(run.modalities))
+    for name, modality in run.modalities.items():
+        there = manifest.modalities[name]
+        if (there.extension, there.shape) != (modality.extension, modality.shape):
+            raise UserError(
+                f"{run.data}: modality {name} is .{there.extension} of shape {there.shape} in the shards, "
+                f"the run wants .{modality.extension} of shape {modality.shape}"
+            )
+    check_shards(manifest, run.train.damage)
+    return manifest
+
+
+def check_world(run: Run, ranks: int) -> None:
+    """Raise UserError where the ranks and micro-batches do not divide the global batch."""
+    micro = run.engine.accumulate
+    if run.train.batch % (ranks * micro):
+        fitting = [str(n) for n in range(1, 65) if run.train.batch % (n * micro) == 0]
+        raise UserError(
+            f"train.batch = {run.train.batch} cannot be divided among {ranks} ranks with engine.accumulate = {micro}; "
+            f"it fits on {', '.join(fitting) or 'no number of'} ranks, or choose another train.batch"
+        )
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _read_ahead(stream: Stream, collate: Collator, run: Run, world: World, start: int) -> Iterator[tuple[int, list[Batch]]]:
+    """(step, this rank's micro-batches) of the remaining steps."""
+    share = run.train.batch // world.size // run.engine.accumulate
+
+    def fetch(step: int) -> tuple[int, list[Batch]]:
+        refs = rows_for_rank(stream.global_batch(step), world.rank, world.size)
+        return step, [collate(refs[i * share : (i + 1) * share]) for i in range(run.engine.accumulate)]
+
+    return prefetch(fetch, start, run.train.steps, run.engine.workers)
+
+
+def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: int, world: World) -> Terms:
+    """Every term of one micro-batch, and its share of the loss."""
+    batch = batch.to(world.device)
+    terms = plan(batch.present_BM, run.objective, run.seed, step)
+    count = len(terms.weight_TB)
+    noise = normal(run.seed, "train", batch.row_B, 1 if run.objective.shared_noise else count, model.latent)
+    scores = engine.module(batch, terms.seen_TBM, terms.wanted_TBM, noise.expand(count, -1, -1))
+    beta = beta_at(run.objective, step, run.train.steps)
+    rows = run.train.batch / world.size / run.engine.accumulate
+    return combine(scores, terms, batch, run.weights(), beta, rows)
+
+
+def _gauges(engine: Engine, run: Run, collate: Collator, step: int) -> dict[str, float]:
+    """What is worth a curve beside the objective's parts (of this rank)."""
+    gauges = {"train/beta": beta_at(run.objective, step, run.train.steps)}
+    if run.optim.clip > 0:
+        gauges["train/gradient_norm"] = engine.gradient_norm()
+    if collate.rows_damaged:
+        gauges["data/damaged_rows"] = float(collate.rows_damaged)
+    return gauges
+
+
+def _last_checkpoint(checkpoints: Checkpoints, manifest: Manifest, world: World) -> Checkpoint | None:
+    """The newest whole checkpoint. Raises UserError where it was trained on other data."""
+    last, notes = checkpoints.latest()
+    for note in notes if world.is_main else []:
+        print(note, flush=True)
+    if last and last.meta["fingerprint"] != manifest.fingerprint:
+        raise UserError(
+            f"{last.path} was trained on data with fingerprint {last.meta['fingerprint']}, {manifest.directory} has "
+            f"{manifest.fingerprint}: resume with the data it began with, or start another run with --from"
+        )
+    return last
+
+
+def _save(
+    engine: Engine, checkpoints: Checkpoints, progress: Progress, run: Run, manifest: Manifest, world: World
+) -> None:
+    """Write a checkpoint, once per step. Collective; rank 0 writes, and a failure there stops all ranks."""
+    if progress.step == 0 or progress.step in checkpoints.all()[-1:]:
+        world.barrier()
+        return
+    state = engine.state()
+    meta = {
+        **progress.meta(world),
+        "run": config.to_dict(run),
+        "fingerprint": manifest.fingerprint,
+        "world_size": world.size,
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "accelerate")},
+    }
+    failure = None
+    if world.is_main:
+        weights = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+        groups = {"model": weights, "optimizer": {n: t for n, t in state.items() if n not in weights}}
+        try:
+            checkpoints.save(progress.step, groups, meta)
+        except UserError as error:
+            failure = str(error)
+    failures = [text for text in world.gather(failure) if text]
+    if failures:
+        raise UserError(str(failures[0]))
