@@ -93,7 +93,7 @@ class Checkpoints:
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint (None without any), and a sentence for each damaged one passed over."""
-        notes = []
+        notes: list[str] = []
         for step in reversed(self.all()):
             try:
                 return self.load(step), notes

@@ -42,7 +42,7 @@ class Label(Modality):
 
     def decode(self, members: Sequence[Buffer]) -> np.ndarray:
         labels = np.array([int(bytes(member)) for member in members], np.int64)
-        if labels.size and not (0 <= labels.min() and labels.max() < self.classes):
+        if labels.size and not (labels.min() >= 0 and labels.max() < self.classes):
             raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {self.classes - 1}")
         return labels
 

@@ -133,7 +133,7 @@ class Training:
 
     batch: int = 100
     """Rows of the global batch, over all ranks and micro-batches."""
-    steps: int = 1000
+    steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
     """Optimizer steps."""
     log_every: int = 10
     """Steps between two points of a curve; each point is the mean over these steps."""
@@ -179,7 +179,7 @@ class Tracking:
 class Run:
     """Everything that determines a training run."""
 
-    recipe: str
+    recipe: Annotated[str, tyro.conf.Suppress]
     """The recipe that this run started from."""
     data: Path
     """Directory of prepared shards and their manifest."""

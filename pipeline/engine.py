@@ -51,7 +51,7 @@ class Engine:
         from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState, DistributedType
 
-        class Plugin(DeepSpeedPlugin):  # type: ignore[misc]
+        class Plugin(DeepSpeedPlugin):
             def set_deepspeed_weakref(self) -> None:
                 """Accelerate imports transformers here, for models of its own; ours need none."""
 

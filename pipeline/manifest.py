@@ -25,8 +25,13 @@ NAME = "manifest.arrow"
 VERSION = 1
 BLOCK = 512
 MEMBER = pa.struct(
-    [("modality", pa.uint16()), ("shard", pa.uint32()), ("block", pa.uint32()), ("size", pa.uint32())]
-    + [("checksum", pa.uint64())]
+    [
+        ("modality", pa.uint16()),
+        ("shard", pa.uint32()),
+        ("block", pa.uint32()),
+        ("size", pa.uint32()),
+        ("checksum", pa.uint64()),
+    ]
 )
 
 
@@ -200,7 +205,9 @@ def open_manifest(directory: Path) -> Manifest:
     """Open a data directory's manifest. Raises UserError where there is none or it cannot be read."""
     path = directory / NAME
     if not path.is_file():
-        state = "is no directory" if not directory.is_dir() else "holds no manifest (empty, or preparing it was cut off)"
+        state = (
+            "is no directory" if not directory.is_dir() else "holds no manifest (empty, or preparing it was cut off)"
+        )
         raise UserError(f"{directory} {state}: run `pairstream prepare CORPUS --out {directory}`")
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -96,7 +96,9 @@ def _balanced(complete: list[bool], share: float, batch: int) -> list[int]:
     """Rows per pool and step: `share` of the batch for the complete pool, the rest in equal parts."""
     if len(complete) == 1:
         return [batch]
-    weights = np.array([share if c else (1 - share if True in complete else 1) / complete.count(False) for c in complete])
+    weights = np.array(
+        [share if c else (1 - share if True in complete else 1) / complete.count(False) for c in complete]
+    )
     exact = weights / weights.sum() * batch
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: batch - counts.sum()]:

@@ -90,12 +90,8 @@ class Progress:
         }
 
     def validated(self, training: Training, metrics: dict[str, float]) -> bool:
-        """Take in a validation; returns whether it is the best so far. Raises UserError for an unknown metric."""
+        """Take in a validation; returns whether it is the best so far."""
         self.metrics = metrics
-        if training.best not in metrics:
-            raise UserError(
-                f"train.best = {training.best} is none of this run's validation metrics: {', '.join(sorted(metrics))}"
-            )
         value, sign = metrics[training.best], 1 if training.best_is == "max" else -1
         is_best = self.best is None or sign * value > sign * self.best["value"]
         if is_best:

@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from infra.distributed import World
 from infra.errors import UserError
-from infra.tracking import Destination, Journal, Tracker, default_uri, prepare_store
+from infra.journal import Journal
+from infra.store import Destination, default_uri, prepare_store
+from infra.tracking import Tracker
 from pipeline import config
 from pipeline.config import Run
 from pipeline.manifest import Manifest
@@ -63,7 +65,9 @@ class Record:
             self._lock.acquire()
             config.save(self.run, self.directory / "run.json")
         except Timeout:
-            raise UserError(f"{self.directory}: another process is training in it; wait, or choose another --out") from None
+            raise UserError(
+                f"{self.directory}: another process is training in it; wait, or choose another --out"
+            ) from None
         except OSError as error:
             raise UserError(f"{self.directory} cannot be written ({error.strerror}); choose another --out") from None
         if self.run.tracking.enabled:
@@ -77,7 +81,9 @@ class Record:
         self.book.artifact(self.directory / "run.json")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.world.is_main:
             return
         if isinstance(self.book, Tracker):

@@ -159,9 +159,7 @@ class Collator:
             keys=[self.manifest.key(sample) if sample >= 0 else "" for sample in refs.sample_B],
         )
 
-    def _column(
-        self, refs: Refs, members: np.ndarray, name: str, modality: Modality
-    ) -> tuple[np.ndarray, set[int]]:
+    def _column(self, refs: Refs, members: np.ndarray, name: str, modality: Modality) -> tuple[np.ndarray, set[int]]:
         """Decoded values of the rows that have this modality (zeros for damaged ones), and the damaged rows."""
         rows = np.flatnonzero(members >= 0)
         buffers: list[memoryview | None] = []

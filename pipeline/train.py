@@ -18,13 +18,13 @@ import torch
 from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World
-from infra.errors import UserError
+from infra.errors import UserError, nearest
 from infra.preemption import StopRequest
 from pipeline import config
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.engine import Engine
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import evaluate, metric_names
 from pipeline.manifest import Manifest, check_shards, open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
@@ -124,6 +124,11 @@ def train(
         if status == "preempted":
             _save(engine, checkpoints, progress, run, manifest, world)
         record.finish(status)
+        if status != "preempted" and world.is_main:
+            from pipeline.pictures import illustrate
+
+            for picture in illustrate(run, directory, manifest):
+                record.artifact(picture, "pictures")
     seconds = time.monotonic() - started
     return Result(
         directory, status, progress.step, progress.loss, progress.metrics, progress.best, rows.describe(), seconds
@@ -149,6 +154,9 @@ def load_weights(model: MultimodalVAE, checkpoint: Checkpoint) -> None:
 
 def check_data(run: Run) -> Manifest:
     """The manifest of a run's data. Raises UserError where the data does not hold what the run needs."""
+    known = metric_names(run, "val")
+    if run.train.best not in known:
+        raise UserError(f"train.best: no validation metric {run.train.best!r}" + nearest(run.train.best, known))
     manifest = open_manifest(run.data)
     manifest.column(list(run.modalities))
     for name, modality in run.modalities.items():
@@ -177,7 +185,9 @@ def _due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def _read_ahead(stream: Stream, collate: Collator, run: Run, world: World, start: int) -> Iterator[tuple[int, list[Batch]]]:
+def _read_ahead(
+    stream: Stream, collate: Collator, run: Run, world: World, start: int
+) -> Iterator[tuple[int, list[Batch]]]:
     """(step, this rank's micro-batches) of the remaining steps."""
     share = run.train.batch // world.size // run.engine.accumulate
 

@@ -18,4 +18,3 @@ class Corpus:
     """One line for lists."""
     modalities: Mapping[str, Modality]
     samples: Callable[[], Iterable[Sample]]
-

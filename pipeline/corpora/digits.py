@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from modalities import Image, Label
+from modalities import AnyModality, Image, Label
 from pipeline.corpora.corpus import Corpus
 from pipeline.shards import Sample
 
-MODALITIES = {
+MODALITIES: dict[str, AnyModality] = {
     "top": Image(height=4, width=8, levels=16, hidden=(128, 128)),
     "bottom": Image(height=4, width=8, levels=16, hidden=(128, 128)),
     "label": Label(classes=10, hidden=(128, 128)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -11,11 +11,17 @@ from torch import nn
 from infra.distributed import World
 from pipeline.batch import Batch
 from pipeline.config import Run
-from pipeline.evaluate.classification import label_accuracy
+from pipeline.evaluate.classification import accuracy_names, label_accuracy
 from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
 from pipeline.stream import Collator, in_order, rows_for_rank
+
+
+def metric_names(run: Run, split: str) -> list[str]:
+    """The metrics that `evaluate` gives for a run's modalities."""
+    names = ["elbo", "kl", *(f"recon.{name}" for name in run.modalities), *accuracy_names(run.modalities)]
+    return [f"{split}/{name}" for name in names]
 
 
 def batches(run: Run, manifest: Manifest, split: str, world: World) -> Iterator[Batch]:
@@ -27,15 +33,17 @@ def batches(run: Run, manifest: Manifest, split: str, world: World) -> Iterator[
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, model: MultimodalVAE, run: Run, manifest: Manifest, split: str, world: World) -> dict[str, float]:
+def evaluate(
+    module: nn.Module, model: MultimodalVAE, run: Run, manifest: Manifest, split: str, world: World
+) -> dict[str, float]:
     """All metrics that the modalities define, on one split, named `SPLIT/…`. Collective.
 
     `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1.
     """
     was_training = model.training
     model.eval()
-    sums: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
+    counts: defaultdict[str, float] = defaultdict(float)
     for batch in batches(run, manifest, split, world):
         for measure in (elbo, label_accuracy):
             more, rows = measure(module, model, run, batch)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 import torch
 from torch import nn
 
-from modalities import Label
+from modalities import Label, Modality
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
@@ -29,6 +30,17 @@ def subsets(names: list[str]) -> list[tuple[str, ...]]:
     return [(name,) for name in names] + [tuple(names)]
 
 
+def accuracy_names(modalities: Mapping[str, Modality]) -> list[str]:
+    """All metrics that `label_accuracy` gives for these modalities."""
+    return [metric_name(label, given) for label, given in _questions(modalities)]
+
+
+def _questions(modalities: Mapping[str, Modality]) -> list[tuple[str, tuple[str, ...]]]:
+    """(label, the modalities that it is predicted from) for every label and subset."""
+    labels = [name for name, modality in modalities.items() if isinstance(modality, Label)]
+    return [(label, given) for label in labels for given in subsets([name for name in modalities if name != label])]
+
+
 def label_accuracy(
     module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -39,16 +51,14 @@ def label_accuracy(
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     names = list(model.modalities)
-    for label in (name for name in names if isinstance(model.modalities[name], Label)):
+    for label, given in _questions(model.modalities):
         truth = torch.zeros(len(batch), dtype=torch.int64, device=batch.row_B.device)
         rows = batch.rows_of[label]
         if len(rows):
             truth[torch.from_numpy(rows).to(truth.device)] = batch.values[label]
-        for given in subsets([name for name in names if name != label]):
-            wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1)
-            posterior = model.posterior(batch.only(frozenset(given)))
-            predicted = model.decode(label, posterior.mu).argmax(1)
-            right = (predicted == truth).cpu().numpy() & wanted
-            name = metric_name(label, given)
-            sums[name], counts[name] = float(np.sum(right)), float(np.sum(wanted))
+        wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1)
+        predicted = model.decode(label, model.posterior(batch.only(frozenset(given))).mu).argmax(1)
+        right = (predicted == truth).cpu().numpy() & wanted
+        name = metric_name(label, given)
+        sums[name], counts[name] = float(np.sum(right)), float(np.sum(wanted))
     return sums, counts

@@ -37,18 +37,16 @@ def plan(present_BM: np.ndarray, objective: Objective, seed: int, step: int) -> 
             random_subsets(objective.k, modalities, seed, step),
         ]
     )
-    seen = subsets[:, None, :] & present_BM[None]
-    weight = seen.any(2).astype(np.float32)
+    seen: np.ndarray = subsets[:, None, :] & present_BM[None]
+    weight: np.ndarray = np.asarray(seen.any(2), np.float32)
     weight[1 : 1 + modalities, present_BM.sum(1) == 1] = 0.0
-    target = np.where(seen, 1.0, objective.cross * present_BM[None]).astype(np.float32)
+    target = np.where(seen, 1.0, present_BM[None] * objective.cross).astype(np.float32)
     return Plan(seen, target, weight)
 
 
 def joint_plan(present_BM: np.ndarray) -> Plan:
     """The joint term alone: for evaluation."""
-    return Plan(
-        present_BM[None], present_BM[None].astype(np.float32), present_BM.any(1)[None].astype(np.float32)
-    )
+    return Plan(present_BM[None], present_BM[None].astype(np.float32), present_BM.any(1)[None].astype(np.float32))
 
 
 def beta_at(objective: Objective, step: int, steps: int) -> float:

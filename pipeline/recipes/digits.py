@@ -1,7 +1,7 @@
 """scikit-learn's digits as top half, bottom half and label: the demonstration, small enough for any machine.
 
-    pairstream train digits
-    pairstream sweep digits
+pairstream train digits
+pairstream sweep digits
 """
 
 from __future__ import annotations

@@ -13,32 +13,21 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from infra import tracking
-from infra.tracking import Delivery, Destination, Journal, Tracker, TrackingError
+from infra.journal import JOURNAL, Journal, points
+from infra.store import TROUBLE, Destination, connect, runs
+from infra.tracking import Delivery, Tracker, sync
 
-ROOT = Path(__file__).parents[2]
+Start = Callable[..., subprocess.Popen[bytes]]  # of a fixture
 SOON = 0.02  # seconds between deliveries, so that tests meet the thread at work
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.prepare_store(f"sqlite:///{path}", "Default", None)  # makes the tables: a second, so only once
-    return path
-
-
-@pytest.fixture
-def uri(empty_store: Path, tmp_path: Path) -> str:
-    (tmp_path / "store").mkdir()
-    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'store' / 'mlflow.db')}"
 
 
 def destination(uri: str, identity: str = "run-1", parent: str | None = None) -> Destination:
@@ -46,7 +35,7 @@ def destination(uri: str, identity: str = "run-1", parent: str | None = None) ->
 
 
 def history(uri: str, run_id: str | None, name: str) -> list[tuple[int, float]]:
-    rows = tracking._client(uri).get_metric_history(str(run_id), name)
+    rows = connect(uri).get_metric_history(str(run_id), name)
     return sorted((row.step, row.value) for row in rows)
 
 
@@ -63,44 +52,6 @@ def rejected(directory: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (directory / tracking.REJECTED).read_text().splitlines()]
 
 
-def start_child(code: str, *args: object) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-# ---------------------------------------------------------------------------------------------- journal
-
-
-def test_a_torn_last_line_is_cut_off_and_the_rest_remembered(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal_curve(journal, 0, 3)
-    journal.close()
-    with open(tmp_path / tracking.JOURNAL, "ab") as file:
-        file.write(b'{"t":1,"step":3,"metrics":{"lo')
-
-    journal = Journal(tmp_path)
-    journal_curve(journal, 2, 5)
-    assert [(step, values["loss"]) for step, values in journal.points()] == curve(0, 5)
-    assert all(json.loads(line) for line in (tmp_path / tracking.JOURNAL).read_text().splitlines())
-
-
-def test_nan_and_infinity_survive_strict_json(tmp_path: Path) -> None:
-    values = {"nan": math.nan, "inf": math.inf, "minus": -math.inf, "tiny": 5e-324, "third": 1 / 3}
-    Journal(tmp_path).metrics(0, values)
-    ((step, back),) = tracking.points(tmp_path)
-    assert step == 0
-    assert math.isnan(back.pop("nan"))
-    assert back == {name: value for name, value in values.items() if name != "nan"}
-    json.loads((tmp_path / tracking.JOURNAL).read_text(), parse_constant=pytest.fail)
-
-
 def test_a_full_disk_neither_raises_nor_tears_the_journal(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,22 +66,21 @@ def test_a_full_disk_neither_raises_nor_tears_the_journal(
     for step, write in enumerate((os_write, half, full, os_write)):
         monkeypatch.setattr(os, "write", write)
         tracker.metrics(step, {"loss": 1.0})
-    assert [step for step, _ in tracker.journal.points()] == [0, 3]
+    assert [step for step, _ in points(tmp_path)] == [0, 3]
     assert "points were lost" in str(tracker.close("FINISHED", timeout=9).error)
 
 
-def test_importing_the_module_imports_no_mlflow() -> None:
+def test_importing_the_module_imports_no_mlflow(start_child: Start) -> None:
     child = start_child("import sys, infra.tracking; sys.exit('mlflow' in sys.modules)")
     assert child.wait(timeout=30) == 0
 
 
-# --------------------------------------------------------------------------------------------- delivery
-
-
-def test_a_killed_and_resumed_run_is_one_curve_without_doubled_points(tmp_path: Path, uri: str) -> None:
+def test_a_killed_and_resumed_run_is_one_curve_without_doubled_points(
+    tmp_path: Path, uri: str, start_child: Start
+) -> None:
     to = destination(uri)
     code = (
-        "import sys, time; from pathlib import Path; from infra.tracking import *\n"
+        "import sys, time; from pathlib import Path; from infra.tracking import Destination, Tracker\n"
         "tracker = Tracker(Path(sys.argv[1]), Destination(**eval(sys.argv[2])), 0.02)\n"
         "step = 0\n"
         "while True: tracker.metrics(step, {'loss': step / 7}); step += 1; time.sleep(0.002)"
@@ -144,7 +94,7 @@ def test_a_killed_and_resumed_run_is_one_curve_without_doubled_points(tmp_path: 
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert shipped.exists(), child.stderr and child.stderr.read()
-    reached = max(step for step, _ in tracking.points(tmp_path))
+    reached = max(step for step, _ in points(tmp_path))
 
     tracker = Tracker(tmp_path, to, SOON)  # from a checkpoint 20 steps before the end
     for step, value in curve(reached - 20, reached + 20):
@@ -152,14 +102,14 @@ def test_a_killed_and_resumed_run_is_one_curve_without_doubled_points(tmp_path: 
     delivery = tracker.close("FINISHED")
     assert (delivery.pending, delivery.error, delivery.rejected) == (0, None, 0)
     expected = curve(0, reached + 20)
-    assert [(step, values["loss"]) for step, values in tracking.points(tmp_path)] == expected
+    assert [(step, values["loss"]) for step, values in points(tmp_path)] == expected
     assert history(uri, delivery.run_id, "loss") == expected
 
     shipped.unlink()  # as if killed between a delivery and the note of it, for every chunk
-    again = tracking.sync(tmp_path)
+    again = sync(tmp_path)
     assert again == delivery
     assert history(uri, delivery.run_id, "loss") == expected
-    (run,) = tracking.runs(uri, "experiment")
+    (run,) = runs(uri, "experiment")
     assert run["status"] == "FINISHED"
 
 
@@ -174,7 +124,7 @@ def run_while_the_server_is_down(directory: Path, uri: str) -> None:
     delivery = tracker.close("FINISHED", timeout=0.5)
     assert time.perf_counter() - begin < 2
     assert (delivery.delivered, delivery.pending) == (0, 1003)  # RUNNING, parameters, points, FINISHED
-    assert "refused" in str(tracking.sync(directory).error)
+    assert "refused" in str(sync(directory).error)
 
 
 def assert_all_delivered_once(delivery: Delivery, uri: str) -> None:
@@ -184,15 +134,17 @@ def assert_all_delivered_once(delivery: Delivery, uri: str) -> None:
     nans = history(uri, delivery.run_id, "nan")
     assert len(nans) == 1000
     assert all(math.isnan(value) for _, value in nans)
-    (run,) = tracking.runs(uri, "experiment")
+    (run,) = runs(uri, "experiment")
     assert run["params"] == {"lr": "0.001"}
     assert run["status"] == "FINISHED"
 
 
-def test_a_server_down_for_the_whole_run_costs_no_step_and_loses_no_metric(tmp_path: Path, uri: str) -> None:
-    run_while_the_server_is_down(tmp_path, f"http://127.0.0.1:{free_port()}")
+def test_a_server_down_for_the_whole_run_costs_no_step_and_loses_no_metric(
+    tmp_path: Path, uri: str, nobody: str
+) -> None:
+    run_while_the_server_is_down(tmp_path, nobody)
     (tmp_path / tracking.DESTINATION).write_text(json.dumps(asdict(destination(uri))))
-    assert_all_delivered_once(tracking.sync(tmp_path), uri)
+    assert_all_delivered_once(sync(tmp_path), uri)
 
 
 def test_a_server_that_hangs_costs_no_step_and_close_is_bounded(tmp_path: Path) -> None:
@@ -207,10 +159,10 @@ def test_a_server_that_hangs_costs_no_step_and_close_is_bounded(tmp_path: Path) 
 
 
 @pytest.fixture
-def server(uri: str, tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+def server(nobody: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """The address of a server that is not there yet, and where the test puts the server that it starts."""
     started: list[subprocess.Popen[bytes]] = []
-    yield f"http://127.0.0.1:{free_port()}", started
+    yield nobody, started
     for process in started:
         os.killpg(process.pid, signal.SIGTERM)  # its workers too
         process.wait(timeout=10)
@@ -218,14 +170,7 @@ def server(uri: str, tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Pope
 
 def start_server(address: str, store: str, tmp_path: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    command += [
-        "--port",
-        address.rpartition(":")[2],
-        "--workers",
-        "1",
-        "--artifacts-destination",
-        str(tmp_path / "a"),
-    ]
+    command += ["--port", address.rpartition(":")[2], "--workers=1", f"--artifacts-destination={tmp_path / 'a'}"]
     with open(tmp_path / "server.log", "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=tmp_path)
     for _ in range(300):
@@ -244,21 +189,21 @@ def test_a_server_that_comes_back_gets_every_point_exactly_once(
     address, started = server
     run_while_the_server_is_down(tmp_path, address)
     started.append(start_server(address, uri, tmp_path))
-    delivery = tracking.sync(tmp_path)
+    delivery = sync(tmp_path)
     assert_all_delivered_once(delivery, address)
     (tmp_path / tracking.SHIPPED).unlink()
-    assert_all_delivered_once(tracking.sync(tmp_path), address)
+    assert_all_delivered_once(sync(tmp_path), address)
 
-    with open(tmp_path / tracking.JOURNAL, "a") as journal:  # refused by the server, not by the client
+    with open(tmp_path / JOURNAL, "a") as journal:  # refused by the server, not by the client
         journal.write(json.dumps({"t": 1, "step": 5, "metrics": {"x" * 249: 1.0, "late": 2.0}}) + "\n")
         journal.write(json.dumps({"t": 1, "step": -(2**70), "metrics": {"bad": 1.0}}) + "\n")
     artifact = tmp_path / "note.txt"
     artifact.write_text("hello")
     Journal(tmp_path).artifact(artifact)
-    after = tracking.sync(tmp_path)
+    after = sync(tmp_path)
     assert (after.pending, after.rejected, after.error) == (0, 1, None)
     assert history(address, delivery.run_id, "late") == [(5, 2.0)]
-    assert [file.path for file in tracking._client(address).list_artifacts(str(delivery.run_id))] == ["note.txt"]
+    assert [file.path for file in connect(address).list_artifacts(str(delivery.run_id))] == ["note.txt"]
 
 
 def test_one_bad_line_does_not_block_the_lines_after_it(tmp_path: Path, uri: str) -> None:
@@ -266,7 +211,7 @@ def test_one_bad_line_does_not_block_the_lines_after_it(tmp_path: Path, uri: str
     tracker.metrics(0, {"loss": 1.0})
     tracker.metrics(2**70, {"too/far": 1.0})  # no store holds this step
     tracker.artifact(tmp_path / "missing.txt")
-    with open(tmp_path / tracking.JOURNAL, "a") as file:
+    with open(tmp_path / JOURNAL, "a") as file:
         file.write('not JSON\n[]\n{"t": 1}\n{"t": 1, "metrics": 5}\n')
     tracker.metrics(1, {"loss": 2.0, "80% [odd] name//λ": 3.0})
     delivery = tracker.close("FINISHED")
@@ -277,9 +222,9 @@ def test_one_bad_line_does_not_block_the_lines_after_it(tmp_path: Path, uri: str
     reasons = {entry["item"][:8]: entry["reason"] for entry in rejected(tmp_path)}
     assert "too large" in reasons["<Metric:"]
     assert "not a line" in reasons["not JSON"]
-    (run,) = tracking.runs(uri, "experiment")
+    (run,) = runs(uri, "experiment")
     assert run["status"] == "FINISHED"
-    assert "missing.txt" in run["tags"][tracking.TROUBLE]
+    assert "missing.txt" in run["tags"][TROUBLE]
 
 
 def test_the_journal_is_delivered_in_chunks_with_artifacts_in_their_folder(
@@ -294,18 +239,18 @@ def test_the_journal_is_delivered_in_chunks_with_artifacts_in_their_folder(
     delivery = tracker.close("FINISHED")
     assert (delivery.delivered, delivery.pending, delivery.rejected) == (24, 0, 0)
     assert history(uri, delivery.run_id, "loss") == curve(0, 20)
-    (run,) = tracking.runs(uri, "experiment")
+    (run,) = runs(uri, "experiment")
     assert len(run["params"]) == 120
-    assert [f.path for f in tracking._client(uri).list_artifacts(run["run_id"], "plots")] == ["plots/plot.txt"]
-    assert json.loads((tmp_path / tracking.JOURNAL).read_text().splitlines()[-2])["artifact"] == "plot.txt"
+    assert [f.path for f in connect(uri).list_artifacts(run["run_id"], "plots")] == ["plots/plot.txt"]
+    assert json.loads((tmp_path / JOURNAL).read_text().splitlines()[-2])["artifact"] == "plot.txt"
 
 
 def test_a_journal_is_delivered_by_one_process_at_a_time(tmp_path: Path, uri: str) -> None:
     with FileLock(tmp_path / tracking.LOCK):
         delivery = Tracker(tmp_path, destination(uri), SOON).close("FINISHED", timeout=0.3)
         assert (delivery.delivered, delivery.pending) == (0, 2)
-        assert "another process is delivering" in str(tracking.sync(tmp_path).error)
-    assert tracking.sync(tmp_path).pending == 0
+        assert "another process is delivering" in str(sync(tmp_path).error)
+    assert sync(tmp_path).pending == 0
 
 
 def test_a_parameter_changed_on_resume_becomes_a_tag(tmp_path: Path, uri: str) -> None:
@@ -315,11 +260,11 @@ def test_a_parameter_changed_on_resume_becomes_a_tag(tmp_path: Path, uri: str) -
         tracker.tags({"git": "abc"})
         delivery = tracker.close("FINISHED")
     assert (delivery.pending, delivery.rejected) == (0, 0)
-    (run,) = tracking.runs(uri, "experiment")
+    (run,) = runs(uri, "experiment")
     assert run["params"] == {"lr": "0.1", "seed": "1"}
     assert run["tags"]["changed.lr"] == "0.2"
     assert run["tags"]["git"] == "abc"
-    assert (tmp_path / tracking.JOURNAL).read_text().count("git") == 1
+    assert (tmp_path / JOURNAL).read_text().count("git") == 1
 
 
 def test_another_store_gets_the_whole_curve(tmp_path: Path, uri: str, empty_store: Path) -> None:
@@ -335,17 +280,14 @@ def test_another_store_gets_the_whole_curve(tmp_path: Path, uri: str, empty_stor
 def test_a_run_deleted_in_mlflow_stays_deleted_and_its_journal_waits(tmp_path: Path, uri: str) -> None:
     tracker = Tracker(tmp_path, destination(uri), ship_every=60)
     run_id = str(tracker.close("KILLED").run_id)
-    tracking._client(uri).delete_run(run_id)
+    connect(uri).delete_run(run_id)
     journal_curve(Journal(tmp_path), 0, 5)
-    delivery = tracking.sync(tmp_path)
+    delivery = sync(tmp_path)
     assert (delivery.pending, delivery.rejected) == (5, 0)
     assert "deleted" in str(delivery.error)
-    tracking._client(uri).restore_run(run_id)
-    assert tracking.sync(tmp_path).pending == 0
+    connect(uri).restore_run(run_id)
+    assert sync(tmp_path).pending == 0
     assert history(uri, run_id, "loss") == curve(0, 5)
-
-
-# ------------------------------------------------------------------------------------------------ store
 
 
 def test_a_child_waits_for_its_parent_and_hangs_under_it(tmp_path: Path, uri: str) -> None:
@@ -356,15 +298,15 @@ def test_a_child_waits_for_its_parent_and_hangs_under_it(tmp_path: Path, uri: st
     assert "'sweep'" in str(waiting.error)
 
     parent = Tracker(tmp_path / "parent", destination(uri, "sweep"), ship_every=60).close("FINISHED")
-    assert tracking.sync(tmp_path / "child").pending == 0
-    by_identity = {run["identity"]: run for run in tracking.runs(uri, "experiment")}
+    assert sync(tmp_path / "child").pending == 0
+    by_identity = {run["identity"]: run for run in runs(uri, "experiment")}
     assert by_identity.keys() == {"child", "sweep"}
     assert by_identity["child"]["parent"] == "sweep"
     assert by_identity["sweep"]["parent"] is None
     assert by_identity["child"]["tags"]["mlflow.parentRunId"] == parent.run_id
     assert by_identity["child"]["name"] == "name of child"
     assert by_identity["child"]["metrics"] == {"loss": 2 / 7}
-    first = json.loads((tmp_path / "child" / tracking.JOURNAL).read_text().splitlines()[0])
+    first = json.loads((tmp_path / "child" / JOURNAL).read_text().splitlines()[0])
     assert by_identity["child"]["start"] == first["t"]  # not the time of the delivery
 
 
@@ -373,64 +315,4 @@ def test_two_trackers_of_one_identity_find_one_run(tmp_path: Path, uri: str) -> 
     with ThreadPoolExecutor() as pool:
         deliveries = list(pool.map(lambda tracker: tracker.close("FINISHED"), trackers))
     assert len({delivery.run_id for delivery in deliveries}) == 1
-    assert len(tracking.runs(uri)) == 1
-
-
-def test_four_processes_prepare_one_fresh_store(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    code = "import sys; from infra.tracking import prepare_store; prepare_store(sys.argv[1], 'experiment', None)"
-    children = [start_child(code, uri) for _ in range(4)]
-    errors = [child.communicate(timeout=60)[1].decode() for child in children]
-    assert errors == [""] * 4  # no crash, and none of MLflow's chatter
-    assert [child.returncode for child in children] == [0] * 4
-    experiment = tracking._client(uri).get_experiment_by_name("experiment")
-    assert experiment
-    assert experiment.artifact_location.startswith(f"file://{tmp_path}/new/")
-    assert tracking.runs(uri, "experiment") == []
-
-
-@pytest.mark.parametrize(
-    ("uri", "sentence"),
-    [
-        ("htp://localhost:5000", "scheme"),
-        ("file:///tmp/mlruns", "scheme"),
-        ("mlflow.db", "scheme"),
-        ("", "scheme"),
-        ("http://", "names no host"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///{tmp}/file/mlflow.db", "cannot use"),
-        ("sqlite:///{tmp}/file", "not a database"),
-    ],
-)
-def test_a_uri_that_can_never_work_is_one_clear_sentence(uri: str, sentence: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no database" * 100)
-    uri = uri.format(tmp=tmp_path)
-    with pytest.raises(TrackingError, match=sentence) as caught:
-        tracking.prepare_store(uri, "experiment", None)
-    message = str(caught.value)
-    assert uri in message
-    assert "sqlite:///PATH" in message
-    assert "\n" not in message
-    tracker = Tracker(tmp_path / "run", replace(destination("sqlite:///x"), uri=uri), ship_every=60)
-    assert tracker.close("FINISHED", timeout=0.1).pending == 2  # still no step lost
-
-
-def test_a_server_that_is_merely_down_is_no_error_of_the_uri() -> None:
-    tracking.prepare_store(f"http://127.0.0.1:{free_port()}", "experiment", None)
-
-
-def test_the_default_store_is_a_database_at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.default_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert tracking.default_uri(tmp_path) == "http://host:5000"
-
-
-def test_review_says_what_it_cannot_find(tmp_path: Path, uri: str) -> None:
-    with pytest.raises(TrackingError, match="no MLflow database"):
-        tracking.runs(f"sqlite:///{tmp_path}/none.db", None)
-    assert not (tmp_path / "none.db").exists()
-    with pytest.raises(TrackingError, match="did you mean 'Default'"):
-        tracking.runs(uri, "defalt")
-    assert "no directory of a tracked run" in str(tracking.sync(tmp_path / "nowhere").error)
-    assert not (tmp_path / "nowhere").exists()
+    assert len(runs(uri)) == 1

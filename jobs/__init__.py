@@ -1,0 +1,1 @@
+"""What a person starts. Each file is a subcommand of `pairstream` and opens with its command line."""

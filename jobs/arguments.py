@@ -1,0 +1,64 @@
+"""What the jobs' command lines share: parsing into dataclasses, the closing JSON object, finding a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from infra.errors import UserError
+
+T = TypeVar("T")
+RUNS = Path("runs")
+
+
+def parse(job: str, kind: type[T], arguments: list[str], default: T | None = None, about: str = "") -> T:
+    """Options from the command line into a dataclass, on top of `default`. Raises UserError, or exits on --help."""
+    try:
+        result: T = tyro.cli(  # type: ignore[assignment]
+            kind,
+            prog=f"pairstream {job}",
+            args=arguments,
+            default=default,
+            description=about or None,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+        return result
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def split_name(job: str, what: str, arguments: list[str], known: list[str]) -> tuple[str, list[str]]:
+    """The leading NAME of `pairstream JOB NAME …` and the rest. Raises UserError where there is none."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"pairstream {job} needs a {what} first: one of {', '.join(known)}")
+    return arguments[0], arguments[1:]
+
+
+def find_run(name: str) -> Path:
+    """The directory of a run given by path, or by its name under runs/. Raises UserError."""
+    for path in (Path(name), RUNS / name):
+        if (path / "run.json").is_file():
+            return path
+    known = sorted((path.parent.name for path in RUNS.glob("*/run.json")), reverse=True)
+    hint = f"; the latest here are {', '.join(known[:5])}" if known else "; there is no run under runs/ yet"
+    raise UserError(f"no run {name!r} (neither a run's directory nor a name under runs/)" + hint)
+
+
+def closing_json(value: Any) -> None:
+    """Print one JSON object as the last line."""
+    print(json.dumps(jsonable(value)), flush=True)
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses and paths as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(name): jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

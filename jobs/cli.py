@@ -1,0 +1,66 @@
+"""pairstream JOB …: finds the job's file and runs it. Knows no library, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+
+from infra.errors import UserError, nearest
+
+JOBS = {
+    "prepare": ("jobs.prepare", "write a corpus as shards and a manifest"),
+    "inspect": ("jobs.look", "what a data directory holds; verify its checksums"),
+    "recipes": ("jobs.recipes", "list the recipes and sweeps that can be run"),
+    "train": ("jobs.train", "train a recipe, on one rank or several; resume; repeat with other seeds"),
+    "evaluate": ("jobs.evaluate", "all metrics of a run's best checkpoint on a split"),
+    "sweep": ("jobs.sweep", "train a grid of trials with Ray Tune, one MLflow run each"),
+    "review": ("jobs.review", "compare runs; deliver what MLflow has not got yet"),
+    "submit": ("jobs.submit", "start any job in the background and look after it"),
+    "bench": ("jobs.bench", "measure speed against a peer or a limit"),
+}
+
+
+def usage() -> str:
+    """The list of jobs."""
+    width = max(map(len, JOBS))
+    lines = [f"  {name:<{width}}  {about}" for name, (_, about) in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: pairstream JOB [OPTIONS]",
+            "",
+            "Trains multimodal VAEs on data in which most samples lack some of their modalities.",
+            "",
+            *lines,
+            "",
+            "pairstream JOB --help shows a job's options; every job takes --json.",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a job; returns its exit code. 2 means that the user can mend it, and a sentence says how."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in JOBS:
+            raise UserError(f"no job {name!r}" + nearest(name, list(JOBS)))
+        code: int = import_module(JOBS[name][0]).main(rest)
+        return code
+    except UserError as error:
+        print(f"pairstream: {error}", file=sys.stderr)
+        if "--json" in rest:
+            print(json.dumps({"job": name, "error": str(error)}))
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("pairstream: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""pairstream evaluate RUN [--split test] [--ranks 2] [--json]
+
+All metrics of a run's best checkpoint on a split: the joint ELBO and its parts in nats (λ = β = 1), and the accuracy of
+each label from every subset of the other modalities. The numbers do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from infra.distributed import is_worker, launch
+from jobs.arguments import closing_json, find_run, parse, split_name
+
+
+@dataclass(frozen=True)
+class Options:
+    split: str = "test"
+    """Which split to read."""
+    ranks: int = 1
+    """Processes on this machine that share the work; at most one per core."""
+    port: int = 0
+    """Port at which the ranks meet; 0 takes a free one."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        parse("evaluate RUN", Options, arguments, about=__doc__)
+    name, rest = split_name("evaluate", "run", arguments, ["a directory", "a name under runs/"])
+    options = parse("evaluate RUN", Options, rest, about=__doc__)
+    directory = find_run(name)
+    if options.ranks > 1 and not is_worker():
+        return launch([sys.executable, "-m", "jobs.cli", "evaluate", name, *rest], options.ranks, options.port)
+    from infra.distributed import start
+    from pipeline.evaluate.run import evaluate_run
+
+    result = evaluate_run(directory, options.split)
+    if start().is_main:
+        print(f"{directory} at step {result.step}, split {options.split}")
+        for metric, value in sorted(result.metrics.items()):
+            print(f"  {metric:<46} {value:.4f}")
+        if options.json:
+            closing_json(result)
+    return 0

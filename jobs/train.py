@@ -1,0 +1,217 @@
+"""pairstream train RECIPE [--pairing.fraction 0.1] [--objective.k 2] [--optim.lr 3e-4] …
+
+Trains a recipe. Every field of its configuration is an option. The run lands in --out (runs/RECIPE-DATE-TIME), is
+an MLflow run, and can be stopped and continued at any time. Expect half a minute for `pairstream train digits` on a
+laptop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from infra.distributed import is_worker, launch
+from infra.errors import UserError
+from infra.preemption import REQUEUE
+from jobs.arguments import RUNS, closing_json, find_run, parse, split_name
+from pipeline import config
+from pipeline.config import Run, check
+from pipeline.recipes import RECIPES, recipe
+
+if TYPE_CHECKING:
+    from pipeline.train import Result
+
+FREE_ON_RESUME = ("engine.", "tracking.", "train.keep", "train.checkpoint_every", "train.damage", "data")
+"""Fields that a resumed run may change: none of them changes what is computed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Directory of the run; runs/RECIPE-DATE-TIME where not given."""
+    ranks: int = 1
+    """Processes on this machine that share the work; at most one per core."""
+    port: int = 0
+    """Port at which the ranks meet; 0 takes a free one."""
+    resume: bool = False
+    """Continue the run in --out, or the recipe's newest unfinished one, from its newest whole checkpoint."""
+    source: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Start from this run's logged configuration instead of the recipe's (directory, or name under runs/)."""
+    weights: bool = False
+    """With --from: start from that run's best weights as well."""
+    seeds: int = 1
+    """Repeat with so many seeds and report mean and standard deviation."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+@dataclass
+class _Early:
+    """The few options that decide where the other options' defaults come from."""
+
+    out: Path | None = None
+    resume: bool = False
+    source: str | None = None
+    rest: list[str] = field(default_factory=list)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        print("recipes: " + ", ".join(RECIPES) + "\npairstream train RECIPE --help lists every field")
+        return 0
+    name, rest = split_name("train", "recipe", arguments, list(RECIPES))
+    early = _early(rest)
+    default, saved = recipe(name), None
+    directory = early.out
+    if early.resume:
+        directory = directory or _unfinished(name)
+        saved = default = config.load(directory / "run.json")
+    elif early.source:
+        default = config.load(find_run(early.source) / "run.json")
+    options = parse(f"train {name}", Options, rest, Options(run=default), about=__doc__)
+    check(options.seeds >= 1 and options.ranks >= 1, "--seeds and --ranks must be at least 1")
+    check(not (options.resume and options.seeds > 1), "--resume continues one run; leave --seeds away")
+    check(not options.weights or options.source is not None, "--weights needs --from RUN")
+    if saved:
+        _refuse_changes(saved, options.run)
+    directory = directory or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if not options.resume and not is_worker() and (directory / "run.json").exists():
+        raise UserError(f"{directory} holds a run already: continue it with --resume, or choose another --out")
+    if options.ranks > 1 and not is_worker():
+        return _start_ranks(name, rest, directory, options)
+    return _train(options, directory)
+
+
+def _early(arguments: list[str]) -> _Early:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--from", dest="source")
+    try:
+        return parser.parse_known_args(arguments, _Early())[0]
+    except SystemExit:
+        raise UserError("--out and --from need a value") from None
+
+
+def _unfinished(name: str) -> Path:
+    """The newest run of a recipe under runs/ that has steps left. Raises UserError where there is none."""
+    from infra.checkpoint import Checkpoints
+
+    for path in sorted(RUNS.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            run = config.load(path)
+        except UserError:
+            continue
+        steps = Checkpoints(path.parent / "checkpoints").all()
+        if run.recipe == name and (not steps or steps[-1] < run.train.steps):
+            return path.parent
+    raise UserError(f"no unfinished run of {name} under {RUNS}/: name one with --out DIR")
+
+
+def _refuse_changes(saved: Run, wanted: Run) -> None:
+    """Raise UserError where a resumed run would compute something else than it began with."""
+    before, after = (config.flatten(config.to_dict(run)) for run in (saved, wanted))
+    for key in before.keys() | after.keys():
+        if before.get(key) != after.get(key) and not key.startswith(FREE_ON_RESUME):
+            raise UserError(
+                f"--resume: {key} was {before.get(key)} and cannot become {after.get(key)} in mid-run; "
+                "start another run from this one with --from"
+            )
+
+
+def _start_ranks(name: str, rest: list[str], directory: Path, options: Options) -> int:
+    """Check what can be checked once, then run this very command on several ranks."""
+    from pipeline.manifest import check_shards, open_manifest
+    from pipeline.train import check_world
+
+    check_world(options.run, options.ranks)
+    check_shards(open_manifest(options.run.data), options.run.train.damage)
+    command = [sys.executable, "-m", "jobs.cli", "train", name, *rest, "--out", str(directory)]
+    return launch(command, options.ranks, options.port)
+
+
+def _train(options: Options, directory: Path) -> int:
+    """Train with each seed on this rank; rank 0 talks."""
+    from infra.distributed import start
+    from pipeline.train import train
+
+    world = start(options.run.engine.device, options.run.engine.threads)
+    results: list[Result] = []
+    for number in range(options.seeds):
+        run = replace(options.run, seed=options.run.seed + number)
+        place = directory if options.seeds == 1 else directory.with_name(f"{directory.name}-seed{run.seed}")
+        with _progress(run, place, quiet=not world.is_main) as on_step:
+            result = train(run, place, resume=options.resume, weights_from=_weights(options), on_step=on_step)
+        results.append(result)
+        if world.is_main:
+            _report(result)
+        if result.status == "preempted":
+            break
+    if world.is_main:
+        spread = _spread(results)
+        if len(results) > 1:
+            for name, (mean, deviation) in spread.items():
+                print(f"{name}: {mean:.4f} ± {deviation:.4f} over {len(results)} seeds")
+        if options.json:
+            closing_json(_json(results, spread, world.size))
+    return REQUEUE if results[-1].status == "preempted" else 0
+
+
+def _weights(options: Options) -> Any:
+    """The best checkpoint of the run that this one starts from, where weights were asked for."""
+    if not (options.weights and options.source):
+        return None
+    from infra.checkpoint import Checkpoints
+
+    best = Checkpoints(find_run(options.source) / "checkpoints").best()
+    check(best is not None, f"run {options.source} has no checkpoint to take weights from")
+    return best
+
+
+def _progress(run: Run, directory: Path, quiet: bool) -> Any:
+    """A progress bar on a terminal, a line now and then elsewhere; a context that yields `on_step`."""
+    if quiet:
+        return nullcontext(None)
+    from jobs.progress import training_progress
+
+    return training_progress(run.train.steps, directory)
+
+
+def _report(result: Result) -> None:
+    for name, value in sorted(result.metrics.items()):
+        print(f"  {name:<44} {value:.4f}")
+    best = (
+        f", best {result.best['metric']} {result.best['value']:.4f} at step {result.best['step']}"
+        if result.best
+        else ""
+    )
+    print(f"{result.status} at step {result.step} after {result.seconds:.1f} s: {result.directory}{best}")
+    if result.status == "preempted":
+        print(f"continue it with --resume --out {result.directory}")
+
+
+def _spread(results: list[Result]) -> dict[str, tuple[float, float]]:
+    """Mean and sample standard deviation of each validation metric over the seeds."""
+    values = {name: [result.metrics[name] for result in results] for name in sorted(results[0].metrics)}
+    return {n: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for n, v in values.items()}
+
+
+def _json(results: list[Result], spread: dict[str, tuple[float, float]], ranks: int) -> dict[str, Any]:
+    last = results[-1]
+    return {
+        "run": last.directory, "status": last.status, "steps": last.step, "loss": last.loss, "ranks": ranks,
+        "metrics": last.metrics, "best": last.best, "rows": last.rows, "seconds": round(last.seconds, 3),
+        "seeds": [{"run": r.directory, "metrics": r.metrics, "best": r.best} for r in results],
+        "mean": {name: mean for name, (mean, _) in spread.items()},
+        "sd": {name: deviation for name, (_, deviation) in spread.items()},
+    }  # fmt: skip

@@ -1,0 +1,94 @@
+"""What Accelerate and DeepSpeed cost around a training step, and how far the step is from its matrix products."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from infra import distributed
+from pipeline.batch import Batch
+from pipeline.benchmarks.harness import Outcome, alternate
+from pipeline.config import Run, override
+from pipeline.corpora import prepare
+from pipeline.engine import Engine
+from pipeline.model import MultimodalVAE
+from pipeline.noise import normal
+from pipeline.objectives.subsampled import plan
+from pipeline.objectives.terms import combine
+from pipeline.pairing import view
+from pipeline.recipes import recipe
+from pipeline.stream import Collator, Stream
+from pipeline.train import build, check_data
+
+STEPS = 30
+
+
+def run(blocks: int) -> Outcome:
+    """Rows per second of whole steps (forward, backward, update) on batches held in memory, one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "digits"
+        prepare("digits", data)
+        settings = override(
+            recipe("digits"), {"data": str(data), "engine.threads": 1, "engine.device": "cpu", "pairing.fraction": 0.2}
+        )
+        world = distributed.start("cpu", 1)
+        manifest = check_data(settings)
+        names = list(settings.modalities)
+        rows = view(manifest, "train", names, settings.pairing, 0, settings.train.batch)
+        stream = Stream(manifest, rows, settings.modalities, 0, settings.train.batch)
+        collate = Collator(manifest, settings.modalities)
+        batches = [collate(stream.global_batch(step)) for step in range(STEPS)]
+    engine = Engine(build(settings), settings, world)
+    plain = build(settings)
+    adam = torch.optim.Adam(plain.parameters(), lr=settings.optim.lr, fused=True)
+    size = len(batches[0])
+
+    def wrapped() -> int:
+        for step, batch in enumerate(batches):
+            engine.step([_loss(engine.module, settings, batch, step, size)])
+        return STEPS * size
+
+    def bare() -> int:
+        for step, batch in enumerate(batches):
+            adam.zero_grad()
+            _loss(plain, settings, batch, step, size).backward()
+            adam.step()
+        return STEPS * size
+
+    contenders: dict[str, Callable[[], int]] = {
+        "plain PyTorch loop": bare,
+        "pairstream (DeepSpeed, ZeRO 0)": wrapped,
+        "matrix products and Adam": _floor(build(settings), settings, batches),
+    }
+    return alternate("step", "rows", contenders, "plain PyTorch loop", blocks, limits=("matrix products and Adam",))
+
+
+def _loss(module: torch.nn.Module, run: Run, batch: Batch, step: int, rows: int) -> torch.Tensor:
+    terms = plan(batch.present_BM, run.objective, run.seed, step)
+    noise = normal(run.seed, "bench", batch.row_B, len(terms.weight_TB), run.model.latent)
+    scores = module(batch, terms.seen_TBM, terms.wanted_TBM, noise)
+    return combine(scores, terms, batch, run.weights(), 1.0, rows).loss
+
+
+def _floor(model: MultimodalVAE, run: Run, batches: list[Batch]) -> Callable[[], int]:
+    """The same networks on inputs of the same sizes, forward and backward, and fused Adam; nothing else."""
+    adam = torch.optim.Adam(model.parameters(), lr=1e-9, fused=True)
+    decoder_rows = []
+    for step, batch in enumerate(batches):
+        wanted = plan(batch.present_BM, run.objective, run.seed, step).wanted_TBM
+        decoder_rows.append([int(wanted[:, :, column].sum()) for column in range(len(run.modalities))])
+    latents = torch.randn(max(map(max, decoder_rows)), run.model.latent)
+
+    def floor() -> int:
+        for batch, rows in zip(batches, decoder_rows, strict=True):
+            adam.zero_grad()
+            outputs = [model.encoders[name](value)[0].sum() for name, value in batch.values.items()]
+            outputs += [model.decoders[n](latents[:count]).sum() for n, count in zip(batch.values, rows, strict=True)]
+            torch.stack(outputs).sum().backward()
+            adam.step()
+        return len(batches) * len(batches[0])
+
+    return floor

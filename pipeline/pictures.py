@@ -1,0 +1,129 @@
+"""Pictures of a run: curves from its journal, and what the model makes of what it is given."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from infra.journal import points
+
+from infra.checkpoint import Checkpoints
+from modalities import Image, Label
+from pipeline.batch import Batch
+from pipeline.config import Run
+from pipeline.manifest import Manifest
+from pipeline.model import MultimodalVAE
+from pipeline.stream import Collator, in_order
+from pipeline.train import build, load_weights
+
+COLUMNS = 12
+
+
+def illustrate(run: Run, directory: Path, manifest: Manifest) -> list[Path]:
+    """Draw pictures/ of a run's best checkpoint on validation data; returns the files. For one process."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    best = Checkpoints(directory / "checkpoints").best()
+    if best is None:
+        return []
+    folder = directory / "pictures"
+    folder.mkdir(exist_ok=True)
+    drawn = [curves(directory, folder / "curves.png")]
+    model = build(run)
+    load_weights(model, best)
+    if any(isinstance(modality, Image) for modality in run.modalities.values()):
+        drawn.append(cross_generations(model.eval(), run, manifest, folder / "cross_generations.png"))
+    return drawn
+
+
+def curves(directory: Path, file: Path) -> Path:
+    """One panel per quantity, training and validation together, over steps."""
+    from matplotlib import pyplot as plt
+
+    series: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for step, values in points(directory):
+        for name, value in values.items():
+            kind, _, quantity = name.partition("/")
+            if kind in ("train", "val"):
+                panel = "accuracy" if quantity.startswith("accuracy/") else quantity
+                label = quantity.removeprefix("accuracy/") if panel == "accuracy" else kind
+                series.setdefault(panel, {}).setdefault(label, []).append((step, value))
+    across = 3
+    figure, axes = plt.subplots(-(-len(series) // across), across, figsize=(12, 2.6 * -(-len(series) // across)))
+    for axis in np.ravel(axes):
+        axis.set_visible(False)
+    for axis, (panel, lines) in zip(np.ravel(axes), sorted(series.items()), strict=False):
+        axis.set_visible(True)
+        for label, line in lines.items():
+            axis.plot(*zip(*line, strict=True), label=label, marker="." if len(line) < 20 else None, linewidth=1)
+        axis.set_title(panel + ("" if panel in ("accuracy", "beta") else " (nats)"), fontsize=9)
+        axis.legend(fontsize=7)
+        axis.tick_params(labelsize=7)
+    figure.suptitle(f"{directory.name}: mean over rows, by step", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+@torch.no_grad()
+def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: Path) -> Path:
+    """A row of the data, then a row per subset of modalities: everything decoded from that subset alone.
+
+    Images above each other as they are listed, labels as text below; a label that differs from the data's is red.
+    """
+    from matplotlib import pyplot as plt
+
+    names = list(run.modalities)
+    refs = in_order(manifest, "val", names, min(COLUMNS, len(manifest.split("val"))))[0]
+    batch = Collator(manifest, run.modalities)(refs)
+    sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
+    subsets = [subset for size in sizes for subset in combinations(names, size)]
+    figure, axes = plt.subplots(len(subsets) + 1, len(batch), figsize=(len(batch) * 0.8, (len(subsets) + 1) * 1.05))
+    rows: list[tuple[str, dict[str, np.ndarray]]] = [("data", _whole(batch, run))]
+    for subset in subsets:
+        z = model.posterior(batch.only(frozenset(subset))).mu
+        made = {n: m.mean(model.decode(n, z)).numpy() for n, m in run.modalities.items() if _drawable(m)}
+        rows.append(("given " + "+".join(subset), made))
+    for line, (title, values) in zip(axes, rows, strict=True):
+        for column, axis in enumerate(line):
+            _cell(axis, run, {name: value[column] for name, value in values.items()}, rows[0][1], column)
+        line[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
+    figure.suptitle("validation data, and everything decoded from a subset of it", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+def _drawable(modality: object) -> bool:
+    return isinstance(modality, Image | Label)
+
+
+def _whole(batch: Batch, run: Run) -> dict[str, np.ndarray]:
+    """The data of all rows; zeros (images) or -1 (labels) where a row has none."""
+    whole = {}
+    for name, modality in run.modalities.items():
+        if _drawable(modality):
+            fill = -1 if isinstance(modality, Label) else 0
+            whole[name] = np.full((len(batch), *modality.shape), fill, modality.dtype)
+            whole[name][batch.rows_of[name]] = batch.values[name][: len(batch.rows_of[name])].numpy()
+    return whole
+
+
+def _cell(axis: Any, run: Run, values: dict[str, np.ndarray], data: dict[str, np.ndarray], column: int) -> None:
+    images = [values[name] for name, modality in run.modalities.items() if isinstance(modality, Image)]
+    width = max(image.shape[1] for image in images)
+    stacked = np.concatenate([np.pad(image, ((0, 0), (0, width - image.shape[1]))) for image in images])
+    axis.imshow(stacked, cmap="gray", vmin=0, vmax=1)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    labels = [name for name, modality in run.modalities.items() if isinstance(modality, Label)]
+    if labels:
+        right = all(values[name] == data[name][column] for name in labels)
+        text = " ".join(str(int(values[name])) for name in labels)
+        axis.set_xlabel(text, fontsize=8, color="black" if right else "red", labelpad=1)

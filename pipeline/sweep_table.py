@@ -1,0 +1,97 @@
+"""What came out of a sweep: a table, a CSV file and a picture, each naming the command that made it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipes.sweep import Sweep
+
+FRACTION = "pairing.fraction"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of the grid and what became of it."""
+
+    cell: Mapping[str, Any]
+    directory: Path
+    metrics: Mapping[str, float]
+    """The validation metric at its best step, and the test metrics of that checkpoint; empty when it failed."""
+    pairs: int
+    """Complete rows that the training view showed."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Logistic regression on the pairs of one supervision fraction."""
+
+    fraction: float
+    pairs: int
+    scores: Mapping[str, float]
+
+
+def best_trials(sweep: Sweep, trials: list[Trial]) -> list[int]:
+    """The best trial by the validation metric for each supervision fraction (of all trials where it is not swept)."""
+    groups: dict[Any, list[int]] = {}
+    for number, trial in enumerate(trials):
+        if sweep.metric in trial.metrics:
+            groups.setdefault(trial.cell.get(FRACTION), []).append(number)
+    pick = max if sweep.direction == "max" else min
+    return [pick(numbers, key=lambda n: trials[n].metrics[sweep.metric]) for numbers in groups.values()]
+
+
+def write_csv(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], command: str, file: Path) -> Path:
+    """One line per trial and baseline, after a comment that names command, seed and data."""
+    columns = [sweep.metric, *sweep.columns]
+    with file.open("w", newline="") as stream:
+        stream.write(f"# {command}; seed {sweep.run.seed}; {sweep.run.train.steps} steps; data {sweep.run.data}\n")
+        writer = csv.writer(stream)
+        writer.writerow(["model", *sweep.grid, "pairs", *columns, "error"])
+        for trial in trials:
+            numbers = [trial.metrics.get(name, "") for name in columns]
+            writer.writerow(["MVAE", *(trial.cell[key] for key in sweep.grid), trial.pairs, *numbers, trial.error])
+        for baseline in baselines:
+            cell = [baseline.fraction if key == FRACTION else "" for key in sweep.grid]
+            scores = [baseline.scores.get(name, "") for name in columns]
+            writer.writerow(["logistic regression", *cell, baseline.pairs, *scores, ""])
+    return file
+
+
+def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Path) -> Path | None:
+    """Each test accuracy against supervision, a line per other setting, the baseline dashed. None without fractions."""
+    if FRACTION not in sweep.grid:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(sweep.columns), figsize=(4.6 * len(sweep.columns), 3.8), squeeze=False)
+    others = [key for key in sweep.grid if key != FRACTION]
+    for axis, column in zip(axes[0], sweep.columns, strict=True):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for trial in trials:
+            label = ", ".join(f"{key.rpartition('.')[2]} {trial.cell[key]:g}" for key in others) or "MVAE"
+            if column in trial.metrics:
+                lines.setdefault(label.replace("label ", "λ_label "), []).append(
+                    (trial.cell[FRACTION], trial.metrics[column])
+                )
+        for label, line in lines.items():
+            axis.plot(*zip(*sorted(line), strict=True), marker="o", label=label)
+        scores = [(b.fraction, b.scores[column]) for b in baselines if not math.isnan(b.scores.get(column, math.nan))]
+        if scores:
+            axis.plot(*zip(*sorted(scores), strict=True), "k--", marker="x", label="logistic regression")
+        axis.set_xscale("log")
+        axis.set_xlabel("share of complete training samples")
+        axis.set_title(column + (" (nats)" if column.endswith("elbo") else ""), fontsize=9)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
