@@ -98,7 +98,7 @@ class Tracker:
             self._stop.set()
             self._thread.join(timeout)
             self.journal.close()
-        return _progress(self.directory, self._disk_error or self._error)
+        return progress(self.directory, self._disk_error or self._error)
 
     def _write(self, write: Callable[..., None], *args: object) -> None:
         try:
@@ -138,7 +138,20 @@ def sync(directory: Path, timeout: float = math.inf) -> Delivery:
     except Exception as reason:  # whatever a store or its client raises: the journal keeps the lines
         log.debug("delivery of %s stopped", directory, exc_info=True)
         error = sentence(reason)
-    return _progress(directory, error)
+    return progress(directory, error)
+
+
+def undelivered(root: Path) -> list[Path]:
+    """Directories below `root` whose journals hold lines that MLflow has not taken, parents before their children."""
+
+    def is_child(directory: Path) -> bool:
+        try:
+            return _read_destination(directory).parent is not None
+        except TrackingError:  # `sync` says what is wrong with it
+            return True
+
+    waiting = [file.parent for file in root.rglob(DESTINATION) if progress(file.parent).pending]
+    return sorted(waiting, key=lambda directory: (is_child(directory), directory))
 
 
 def _deliver(directory: Path, destination: Destination, deadline: float) -> None:
@@ -190,7 +203,8 @@ def _read_shipped(directory: Path, destination: dict[str, Any]) -> _Shipped:
     return shipped if shipped.destination == destination else _Shipped(destination)
 
 
-def _progress(directory: Path, error: str | None) -> Delivery:
+def progress(directory: Path, error: str | None = None) -> Delivery:
+    """How far the journal in `directory` went, without a look at the store."""
     try:
         shipped = _read_shipped(directory, asdict(_read_destination(directory)))
     except TrackingError as reason:

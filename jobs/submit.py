@@ -25,20 +25,11 @@ from typing import Any
 import tyro
 
 from infra.errors import UserError, nearest
-from infra.preemption import REQUEUE
 from jobs import cli
-from jobs.arguments import RUNS, closing_json, parse, split_name
+from jobs.arguments import closing_json, parse, split_name
+from jobs.submitted import HINTS, LOG, RECORD, RECORDS, directories, find, look, process, write
 from pipeline.config import check
 from pipeline.recipes import RECIPES, SWEEPS, recipe, sweep
-
-RECORDS = RUNS / "jobs"
-HINTS = {
-    "preempted": "told to stop, and saved: submit the same command with --resume to continue",
-    "failed": "the log's end says why",
-    "killed": "by a signal (kill -9, out of memory) or a reboot: training goes on from its last checkpoint with --resume",
-    "unknown": "it was started on another machine: ask there",
-}
-"""What to do about a job that is neither running nor finished."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +74,13 @@ def main(arguments: list[str]) -> int:
 def local(arguments: list[str]) -> int:
     """Start a job in the background of this machine."""
     dashes = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parse("submit local", Local, arguments[:dashes], about=__doc__)
     inner = arguments[dashes + 1 :]
+    for word in arguments[:dashes]:
+        check(word.startswith("-"), f"{word!r} stands before --; the job comes after: submit local [OPTIONS] -- JOB …")
+    options = parse("submit local", Local, arguments[:dashes], about=__doc__)
     directory = RECORDS / _new_name(inner)
-    command = [sys.executable, "-m", "jobs.submit", str(directory), *inner]
+    log = directory / LOG
+    command = [sys.executable, "-m", "jobs.submitted", str(directory), *inner]
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     job: dict[str, Any] = {"command": inner, "pid": None, "host": socket.gethostname(), "submitted": now}
     if not options.dry_run:
@@ -94,31 +88,34 @@ def local(arguments: list[str]) -> int:
             directory.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{directory} cannot be made ({error.strerror}); submit from elsewhere") from None
-        with (directory / "log.txt").open("wb") as log:
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-            job["pid"] = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **quiet).pid
-        job["started"] = _process(job["pid"])[1]
-        _write(directory / "job.json", json.dumps(job, indent=2) + "\n")
+        with log.open("wb") as file:
+            job["pid"] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            ).pid  # fmt: skip
+        job["started"] = process(job["pid"])[1]
+        write(directory / RECORD, json.dumps(job, indent=2) + "\n")
     print(f"{'would start' if options.dry_run else 'started'} {directory.name}: {shlex.join(command)}")
-    print(f"log:    {directory / 'log.txt'}")
+    print(f"log:    {log}")
     for about, action in {"look:": "status", "follow:": "logs --follow", "stop:": "cancel"}.items():
         print(f"{about:<7} pairstream submit {action} {directory.name}")
     if options.json:
-        closing_json({"job": directory.name, **job, "log": directory / "log.txt", "dry_run": options.dry_run})
+        closing_json({"job": directory.name, **job, "log": log, "dry_run": options.dry_run})
     return 0
 
 
 def status(arguments: list[str]) -> int:
     """Show one job, or all of them."""
     options = parse("submit status", Status, arguments, about=__doc__)
-    found = [_look(path) for path in ([_find(options.job)] if options.job else _directories())]
+    found = [look(path) for path in ([find(options.job)] if options.job else directories())]
     from rich.console import Console
     from rich.table import Table
 
     table = Table("job", "state", "submitted", "for", "command")
     for job in found:
         state = job["state"] + (f" ({job['code']})" if job["code"] else "")
-        table.add_row(job["job"], state, job["submitted"], str(timedelta(seconds=job["seconds"])), job["command"])
+        command = shlex.join(["pairstream", *job["command"]]).replace("[", r"\[")
+        table.add_row(job["job"], state, job["submitted"], str(timedelta(seconds=job["seconds"])), command)
     Console(width=max(120, Console().width)).print(table)
     if options.job:
         print(f"log: {found[0]['log']}\n{HINTS.get(found[0]['state'], '')}".rstrip())
@@ -130,36 +127,36 @@ def status(arguments: list[str]) -> int:
 def logs(arguments: list[str]) -> int:
     """Print what a job has said."""
     options = parse("submit logs", Logs, arguments, about=__doc__)
-    directory = _find(options.job)
-    with (directory / "log.txt").open("rb") as log:
+    directory = find(options.job)
+    with (directory / LOG).open("rb") as log:
         running = True
         while running:  # asked before reading, so that the last words are read too
-            running = options.follow and _look(directory)["state"] == "running"
+            running = options.follow and look(directory)["state"] == "running"
             shutil.copyfileobj(log, sys.stdout.buffer)
             sys.stdout.flush()
             time.sleep(0.2 if running else 0)
     if options.json:
         print()  # the log may end within a line
-        closing_json(_look(directory))
+        closing_json(look(directory))
     return 0
 
 
 def cancel(arguments: list[str]) -> int:
     """Ask a job to save and end. Returns 1 where it has not ended in time."""
     options = parse("submit cancel", Cancel, arguments, about=__doc__)
-    directory = _find(options.job)
-    job, deadline = _look(directory), time.monotonic() + options.timeout
+    directory = find(options.job)
+    job, deadline = look(directory), time.monotonic() + options.timeout
     check(job["state"] != "unknown", f"{job['job']} was started on {job['host']}: cancel it there")
     words = "had ended already"
     if job["state"] == "running":
         words = "ended"
         try:
-            os.kill(job["pid"], signal.SIGTERM)  # this number's process is the job: _look compares start times
+            os.kill(job["pid"], signal.SIGTERM)  # this number's process is the job: `look` compares start times
         except ProcessLookupError:
             pass
         except PermissionError:
             raise UserError(f"{job['job']} is another user's, who alone can cancel it") from None
-        while (job := _look(directory))["state"] == "running" and time.monotonic() < deadline:
+        while (job := look(directory))["state"] == "running" and time.monotonic() < deadline:
             time.sleep(0.1)
     if job["state"] == "running":
         words = f"was told to stop, and has not yet ended after {options.timeout:g} s"
@@ -184,67 +181,3 @@ def _new_name(inner: list[str]) -> str:
     while (RECORDS / free).exists():
         free += "b"
     return free
-
-
-def _directories() -> list[Path]:
-    """The records of all jobs, the newest first."""
-    files = sorted(RECORDS.glob("*/job.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [file.parent for file in files]
-
-
-def _find(name: str) -> Path:
-    """The record of a job. Raises UserError with the nearest names."""
-    known = [path.name for path in _directories()]
-    check(bool(known), f"there is no submitted job under {RECORDS}/ here")
-    check(bool(name), f"name a job: the latest here are {', '.join(known[:5])}")
-    check(name in known, f"no submitted job {name!r}" + nearest(name, known[:20]))
-    return RECORDS / name
-
-
-def _look(directory: Path) -> dict[str, Any]:
-    """A job and its state: running, finished, preempted, failed, killed; unknown where it runs on another machine."""
-    job = json.loads((directory / "job.json").read_text())
-    here = job["host"] == socket.gethostname()
-    living = here and _process(job["pid"]) == (True, job["started"])  # asked first: `exit` is written before the end
-    log, end = directory / "log.txt", directory / "exit"
-    code = int(end.read_text()) if end.exists() and not living else None
-    state = {0: "finished", REQUEUE: "preempted", None: "killed" if here else "unknown"}.get(code, "failed")
-    state = "running" if living else "killed" if (code or 0) > 128 else state
-    until = time.time() if living else (end if end.exists() else log).stat().st_mtime
-    seconds = max(0, round(until - datetime.fromisoformat(job["submitted"]).timestamp()))
-    command = shlex.join(["pairstream", *job["command"]])
-    return {"job": directory.name, "state": state, "code": code, **job, "command": command, "seconds": seconds, "log": log}
-
-
-def _process(pid: int) -> tuple[bool, str]:
-    """Whether a process lives, and when it began as "boot id:clock ticks": numbers are used again, these are not."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return False, ""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return fields[0] not in (b"Z", b"X"), f"{boot}:{fields[19].decode()}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that nobody can read half of."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def _run(directory: Path, inner: list[str]) -> int:
-    """What the background process does: the job itself, then its exit code into a file."""
-    code = 1
-    try:
-        code = cli.main(inner)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        raise
-    finally:
-        _write(directory / "exit", f"{code}\n")
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(_run(Path(sys.argv[1]), sys.argv[2:]))

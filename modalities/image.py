@@ -38,6 +38,8 @@ class Image(Modality):
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 255:
             raise ValueError(f"levels is {self.levels}: pixels are stored in one byte, so choose 1 to 255")
+        if min(self.height, self.width, len(self.hidden), *self.hidden) < 1:
+            raise ValueError("height and width must be at least 1, and hidden must hold at least one width")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,15 +54,18 @@ class Image(Modality):
         return npy_header(self.shape, np.dtype(np.uint8))
 
     def encode(self, value: np.ndarray) -> bytes:
-        if value.shape != self.shape or value.min() < 0 or value.max() > self.levels:
-            raise ValueError(
-                f"expected shape {self.shape} with levels 0 to {self.levels}, "
-                f"got shape {value.shape} with levels {value.min()} to {value.max()}"
-            )
-        return self._header + np.ascontiguousarray(value, np.uint8).tobytes()
+        if value.shape != self.shape:
+            raise ValueError(f"expected shape {self.shape}, got {value.shape}")
+        with np.errstate(invalid="ignore"):
+            pixels = value.astype(np.uint8)
+        if pixels.max() > self.levels or not np.array_equal(pixels, value):
+            raise ValueError(f"expected whole levels 0 to {self.levels}, got {value.min()} to {value.max()}")
+        return self._header + pixels.tobytes()
 
     def decode(self, members: Sequence[Buffer]) -> np.ndarray:
         pixels = unwrap_npy(members, self.shape, np.dtype(np.uint8))
+        if pixels.size and pixels.max() > self.levels:
+            raise ValueError(f"expected levels 0 to {self.levels}, got {pixels.max()}")
         return pixels.astype(np.float32) / np.float32(self.levels)
 
     def encoder(self, latent: int) -> nn.Module:

@@ -26,6 +26,10 @@ class Label(Modality):
 
     extension = "cls"
 
+    def __post_init__(self) -> None:
+        if min(self.classes, len(self.hidden), *self.hidden) < 1:
+            raise ValueError("classes must be at least 1, and hidden must hold at least one width")
+
     @property
     def shape(self) -> tuple[int, ...]:
         return ()
@@ -35,16 +39,15 @@ class Label(Modality):
         return np.dtype(np.int64)
 
     def encode(self, value: np.ndarray) -> bytes:
-        label = int(value)
-        if not 0 <= label < self.classes:
-            raise ValueError(f"label {label} is not one of 0 to {self.classes - 1}")
-        return str(label).encode()
+        if value.shape != () or value.item() not in range(self.classes):
+            raise ValueError(f"label {value} is not one of 0 to {self.classes - 1}")
+        return str(int(value)).encode()
 
     def decode(self, members: Sequence[Buffer]) -> np.ndarray:
-        labels = np.array([int(bytes(member)) for member in members], np.int64)
-        if labels.size and not (labels.min() >= 0 and labels.max() < self.classes):
-            raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {self.classes - 1}")
-        return labels
+        labels = [int(bytes(member)) for member in members]
+        if labels and not 0 <= min(labels) <= max(labels) < self.classes:
+            raise ValueError(f"labels run from {min(labels)} to {max(labels)}, expected 0 to {self.classes - 1}")
+        return np.array(labels, np.int64)
 
     def encoder(self, latent: int) -> nn.Module:
         from torch import nn

@@ -85,8 +85,8 @@ def train(
     rows = view(manifest, "train", list(run.modalities), run.pairing, run.seed, run.train.batch)
     stream = Stream(manifest, rows, run.modalities, run.seed, run.train.batch)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
+    last = _last_checkpoint(checkpoints, manifest, world) if resume else None  # refuses before anything is written
     with StopRequest() as stop, Record(run, directory, manifest, world, identity, parent) as record:
-        last = _last_checkpoint(checkpoints, manifest, world) if resume else None
         model = build(run)
         if weights_from and not last:
             load_weights(model, weights_from)

@@ -51,12 +51,13 @@ def label_accuracy(
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     names = list(model.modalities)
+    counted = (batch.weight_B > 0).cpu().numpy()
     for label, given in _questions(model.modalities):
         truth = torch.zeros(len(batch), dtype=torch.int64, device=batch.row_B.device)
         rows = batch.rows_of[label]
         if len(rows):
             truth[torch.from_numpy(rows).to(truth.device)] = batch.values[label]
-        wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1)
+        wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1) & counted
         predicted = model.decode(label, model.posterior(batch.only(frozenset(given))).mu).argmax(1)
         right = (predicted == truth).cpu().numpy() & wanted
         name = metric_name(label, given)

@@ -46,7 +46,8 @@ def plan(present_BM: np.ndarray, objective: Objective, seed: int, step: int) -> 
 
 def joint_plan(present_BM: np.ndarray) -> Plan:
     """The joint term alone: for evaluation."""
-    return Plan(present_BM[None], present_BM[None].astype(np.float32), present_BM.any(1)[None].astype(np.float32))
+    weight = np.asarray(present_BM.any(1), np.float32)
+    return Plan(present_BM[None], present_BM[None].astype(np.float32), weight[None])
 
 
 def beta_at(objective: Objective, step: int, steps: int) -> float:

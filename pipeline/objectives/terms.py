@@ -72,14 +72,12 @@ def combine(
 
 def metrics(scores: Scores, plan: Plan, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Sums and counts of the joint term with λ = β = 1: `elbo`, `kl` and `recon.MODALITY`, in nats."""
-    seen_BM = torch.from_numpy(plan.seen_TBM[0]).to(scores.kl_TB.device)
-    joint_BM = torch.where(seen_BM & (batch.weight_B > 0)[:, None], scores.log_likelihood_TBM[0], 0.0)
-    kl_B = torch.where(batch.weight_B > 0, scores.kl_TB[0], 0.0)
-    recon_M, kl = joint_BM.sum(0), kl_B.sum()
-    rows = float(plan.seen_TBM[0].any(1).sum())
+    counted_BM = torch.from_numpy(plan.seen_TBM[0]).to(scores.kl_TB.device) & (batch.weight_B > 0)[:, None]
+    recon_M = torch.where(counted_BM, scores.log_likelihood_TBM[0], 0.0).sum(0)
+    kl = torch.where(counted_BM.any(1), scores.kl_TB[0], 0.0).sum()
+    rows = float(counted_BM.any(1).sum())
     sums = {"elbo": recon_M.sum() - kl, "kl": kl}
     counts = {"elbo": rows, "kl": rows}
-    for column, name in enumerate(batch.values):
-        sums[f"recon.{name}"] = recon_M[column]
-        counts[f"recon.{name}"] = float(plan.seen_TBM[0, :, column].sum())
+    for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0).tolist(), strict=True):
+        sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, float(present)
     return sums, counts

@@ -165,7 +165,7 @@ def server(nobody: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     yield nobody, started
     for process in started:
         os.killpg(process.pid, signal.SIGTERM)  # its workers too
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def start_server(address: str, store: str, tmp_path: Path) -> subprocess.Popen[bytes]:

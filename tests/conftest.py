@@ -1,0 +1,28 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits corpus as shards and a manifest; read only."""
+    from pipeline.corpora import prepare
+
+    out = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes in one gloo group, started once."""
+    pair = Ranks(2)
+    yield pair
+    pair.close()

@@ -1,0 +1,107 @@
+"""Checkpoints exist whole or not at all (promise 6)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.checkpoint import Checkpoints
+from infra.errors import UserError
+
+
+def save(checkpoints: Checkpoints, step: int, best: int | None = None) -> Path:
+    meta = {"best": {"step": best}} if best else {}
+    return checkpoints.save(step, {"model": {"model.w": torch.full((3,), float(step))}}, meta)
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 10)
+    last, notes = checkpoints.latest()
+    assert last is not None
+    assert notes == []
+    assert last.step == 10
+    assert last.tensors("model")["model.w"].tolist() == [10.0, 10.0, 10.0]
+
+
+def test_nothing_is_visible_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 just before the rename, and at every file before it, leaves the checkpoint before as the newest."""
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    for broken in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, broken, die)
+            with pytest.raises(Killed):
+                save(checkpoints, 2)
+        assert checkpoints.all() == [1]
+        last, notes = checkpoints.latest()
+        assert last is not None
+        assert (last.step, notes) == (1, [])
+    save(checkpoints, 2)
+    assert checkpoints.all() == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty-json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    path = save(checkpoints, 2)
+    file = path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif damage == "cut":
+        file.write_bytes(data[:-1])
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (path / "COMPLETE.json").write_text("")
+    last, notes = checkpoints.latest()
+    assert last is not None
+    assert last.step == 1
+    assert len(notes) == 1
+    assert "step_2" in notes[0]
+    assert "damaged" in notes[0]
+
+
+def test_retention_keeps_the_best_and_the_latest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 7):
+        save(checkpoints, step, best=2 if step >= 2 else None)
+    assert checkpoints.all() == [2, 5, 6]
+    best = checkpoints.best()
+    assert best is not None
+    assert best.step == 2
+
+
+def test_a_disk_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save(checkpoints, 2)
+    monkeypatch.undo()
+    assert checkpoints.all() == [1]
+
+
+def test_complete_json_names_every_file(tmp_path: Path) -> None:
+    path = save(Checkpoints(tmp_path), 3)
+    meta = json.loads((path / "COMPLETE.json").read_text())
+    assert meta["step"] == 3
+    assert set(meta["files"]) == {file.name for file in path.iterdir()} - {"COMPLETE.json"}

@@ -1,0 +1,103 @@
+"""Promise 2: kill -9 at any moment and resume gives the same metrics, step by step, as an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.journal import points
+
+STEPS = 60
+COMMAND = [
+    sys.executable, "-m", "jobs.cli", "train", "digits", "--json", "--steps", str(STEPS), "--train.log-every", "7",
+    "--train.validate-every", "20", "--train.checkpoint-every", "10", "--engine.threads", "1", "--objective.k", "1",
+    "--pairing.fraction", "0.2", "--tracking.no-enabled", "--train.batch", "20",
+]  # fmt: skip
+
+
+def curve(directory: Path) -> list[tuple[int, dict[str, float]]]:
+    """Everything in the journal but wall-clock speed; a point journaled twice would show."""
+    return [
+        (step, {name: value for name, value in values.items() if not name.startswith("speed/")})
+        for step, values in points(directory)
+    ]
+
+
+def run(*options: str, data: Path, out: Path) -> dict:
+    done = subprocess.run(
+        [*COMMAND, "--data", str(data), "--out", str(out), *options], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def start(data: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*COMMAND, "--data", str(data), "--out", str(out), *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def steps_journaled(out: Path) -> int:
+    return max((step for step, _ in points(out)), default=0) if (out / "journal.jsonl").exists() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return out, run(data=digits_dir, out=out)
+
+
+def test_kill_9_and_resume_is_bit_for_bit(digits_dir: Path, tmp_path: Path, undisturbed: tuple[Path, dict]) -> None:
+    """Killed twice, after different points of the curve; the journal holds every point once, all equal."""
+    out = tmp_path / "killed"
+    for number, wanted in enumerate((14, 35)):
+        worker = start(digits_dir, out, *(["--resume"] if number else []))
+        deadline = time.monotonic() + 100
+        while steps_journaled(out) < wanted and worker.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        worker.send_signal(signal.SIGKILL)
+        assert worker.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    result = run("--resume", data=digits_dir, out=out)
+    assert result["steps"] == STEPS
+    assert curve(out) == curve(undisturbed[0])
+    assert result["loss"] == undisturbed[1]["loss"]
+    assert result["metrics"] == undisturbed[1]["metrics"]
+    assert result["best"] == undisturbed[1]["best"]
+
+
+def test_a_stop_signal_saves_and_asks_to_be_requeued(
+    digits_dir: Path, tmp_path: Path, undisturbed: tuple[Path, dict]
+) -> None:
+    """TERM at a step that is no multiple of anything: exit code 75, and the curve goes on as if nothing happened."""
+    out = tmp_path / "stopped"
+    worker = start(digits_dir, out)
+    while steps_journaled(out) < 14 and worker.poll() is None:
+        time.sleep(0.005)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait() == 75
+    run("--resume", data=digits_dir, out=out)
+    assert curve(out) == curve(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(digits_dir: Path, tmp_path: Path, undisturbed: tuple[Path, dict]) -> None:
+    """Six kills at random moments, start-up and saving among them."""
+    out, chance = tmp_path / "random", random.Random(0)
+    for _ in range(6):
+        worker = start(digits_dir, out, *(["--resume"] if (out / "run.json").exists() else []))
+        while steps_journaled(out) == 0 and worker.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 3))
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    run("--resume", data=digits_dir, out=out)
+    assert curve(out) == curve(undisturbed[0])
