@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError
+from infra.preemption import REQUEUE
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +163,8 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
         if not failed and any(codes):
             rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
             deadline = time.monotonic() + 30
-            print(f"rank {rank} ended with code {failed}; stopping the others", file=sys.stderr)
+            if failed != REQUEUE:  # told to stop, the ranks have agreed and saved
+                print(f"rank {rank} ended with code {failed}; stopping the others", file=sys.stderr)
             for worker in workers:
                 if worker.poll() is None:
                     worker.terminate()

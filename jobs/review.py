@@ -8,6 +8,7 @@ still waits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -111,7 +112,9 @@ def _columns(runs: list[dict[str, Any]], options: Options) -> Sequence[str]:
     for key in (*options.columns, options.sort.removeprefix("-")):
         if runs and key not in known:
             raise UserError(f"no run of {options.experiment} has {key!r}" + nearest(key, known))
-    return options.columns or [key for key in (*USUAL, *(k for k in known if "accuracy" in k)) if key in known]
+    accuracies = [key for key in known if key.startswith("val/accuracy/")]
+    fullest = max(accuracies, key=len, default="")  # given all other modalities
+    return options.columns or [key for key in (*USUAL, fullest) if key in known]
 
 
 def _matches(run: dict[str, Any], text: str) -> bool:
@@ -154,10 +157,10 @@ def _show(columns: Sequence[str], rows: list[tuple[str, dict[str, Any]]], title:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*ALWAYS, *columns, title=title)
+    table = Table(*ALWAYS, *(re.sub(r"(?<=[./_])", "\n", key) for key in columns), title=title)
     for indent, run in rows:
         values = (_fields(run).get(key, "") for key in columns)
         cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in values)
         start = f"{datetime.fromtimestamp(run['start'] / 1000):%Y-%m-%d %H:%M}"
         table.add_row(indent + run["name"], run["status"], start, *cells, style=STYLES.get(run["status"]))
-    Console(width=max(120, Console().width), markup=False, highlight=False).print(table)
+    Console(width=10_000, markup=False, highlight=False).print(table)  # as wide as it needs, and nothing cut off

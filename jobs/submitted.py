@@ -56,7 +56,7 @@ def look(directory: Path) -> dict[str, Any]:
     log, end = directory / LOG, directory / EXIT
     code = int(end.read_text()) if end.exists() and not living else None
     state = {0: "finished", REQUEUE: "preempted", None: "killed" if here else "unknown"}.get(code, "failed")
-    state = "running" if living else "killed" if (code or 0) > 128 else state
+    state = "running" if living else "killed" if 128 < (code or 0) < 255 else state
     until = time.time() if living else (end if end.exists() else log).stat().st_mtime
     seconds = max(0, round(until - datetime.fromisoformat(job["submitted"]).timestamp()))
     return {"job": directory.name, "state": state, "code": code, **job, "seconds": seconds, "log": log}

@@ -8,6 +8,7 @@ minutes for `pairstream sweep digits` on two cores.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -249,9 +250,8 @@ def _show(plan: Sweep, trials: list[Trial], baselines: list[Baseline]) -> None:
     from rich.table import Table
 
     columns = [plan.metric, *plan.columns]
-    table = Table(
-        *(key.rpartition(".")[2] for key in plan.grid), "pairs", *columns, title=f"sweep of {plan.run.recipe}"
-    )
+    titles = [*plan.grid, "pairs", *columns]
+    table = Table(*(re.sub("[./_]", " ", title) for title in titles), title=f"sweep of {plan.run.recipe}")
     best = best_trials(plan, trials)
     for number, trial in enumerate(trials):
         values = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "-" for name in columns]

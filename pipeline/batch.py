@@ -24,6 +24,7 @@ class Batch:
     rows_of: dict[str, np.ndarray]
     present_BM: np.ndarray
     weight_B: Tensor
+    """1, or 0 for a row that only fills up the batch or was damaged; such a row should have nothing present."""
     row_B: Tensor
     """Number of each row in the whole run (step * global batch + slot): the noise of a row hangs on it."""
     keys: list[str]

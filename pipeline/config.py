@@ -7,6 +7,7 @@ JSON, a sweep edits it by dotted keys, and MLflow gets it flattened.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -102,6 +103,10 @@ class Optim:
 
     def __post_init__(self) -> None:
         check(self.lr > 0, f"optim.lr is {self.lr}: choose a positive learning rate")
+        check(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas is {self.betas}: choose two rates from 0 to below 1",
+        )
         check(self.clip >= 0, f"optim.clip is {self.clip}: choose 0 (no clipping) or a positive norm")
 
 
@@ -197,6 +202,8 @@ class Run:
 
     def __post_init__(self) -> None:
         check(len(self.modalities) >= 1, f"recipe {self.recipe} names no modality")
+        for name in self.modalities:  # a part of members' names, of dotted keys and of metrics
+            check(bool(re.fullmatch(r"[\w-]+", name)), f"modality {name!r}: use letters, digits, '_' and '-' only")
         for name in self.objective.lambda_:
             check(
                 name in self.modalities,
@@ -220,13 +227,21 @@ def to_dict(run: Run) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], source: str = "the configuration") -> Run:
-    """A run from `to_dict`'s values. Raises UserError naming the field that does not fit."""
+    """A run from `to_dict`'s values. Raises UserError naming the field that does not fit or does not exist."""
     try:
-        return _schema().validate_python(dict(values))
+        run = _schema().validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r})") from None
+        where = [str(part) for part in first["loc"]]
+        if where[:1] == ["modalities"]:
+            del where[2:3]  # the modality's kind, which is no part of the key
+        got = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+        raise UserError(f"{source}: {'.'.join(where)}: {first['msg'].removeprefix('Value error, ')}{got}") from None
+    known = flatten(to_dict(run))
+    for key in flatten(values):
+        if key not in known:  # pydantic would ignore it
+            raise UserError(f"{source}: {key} is no field of a run" + nearest(key, list(known)))
+    return run
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -246,10 +261,10 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
     Values may be text from a command line. Raises UserError on a key that does not exist, with the nearest names.
     """
     values = to_dict(run)
-    values["objective"]["lambda"] = run.weights()
-    known = flatten(values)
+    known = flatten(values) | {f"objective.lambda.{name}": weight for name, weight in run.weights().items()}
     for key, value in changes.items():
-        check(key in known, f"{key} is no field of recipe {run.recipe}" + nearest(key, list(known)))
+        if key not in known:
+            raise UserError(f"{key} is no field of recipe {run.recipe}" + nearest(key, list(known)))
         *sections, last = key.split(".")
         section = values
         for name in sections:
@@ -269,6 +284,7 @@ def load(path: Path) -> Run:
         values = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot read the run's configuration ({error.strerror})") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a configuration ({error})") from None
+    check(isinstance(values, dict), f"{path}: not a configuration (it holds no JSON object)")
     return from_dict(values, str(path))

@@ -35,6 +35,8 @@ class View:
     counts: list[int] | None
     keys: int
     """Number of samples behind the view: the length of an epoch in rows."""
+    starved: tuple[str, ...] = ()
+    """Pools that should have a share of each step but get no row, because the batch is too small."""
 
     def describe(self) -> dict[str, int]:
         """Rows per pool."""
@@ -76,10 +78,12 @@ def view(manifest: Manifest, split: str, modalities: Sequence[str], pairing: Pai
             alone = np.arange(len(modalities)) == column
             pools.append(Pool(f"only {name}", samples[~paired & present[:, column] & kept[:, column]], alone))
     pools = [pool for pool in pools if len(pool)]
-    counts = None
-    if pairing.composition == "balanced" and pairing.view != "declared":
-        counts = _balanced([pool.name == "complete" for pool in pools], pairing.complete_share, batch)
-    return View(pools, counts, len(rows))
+    if pairing.composition == "natural" or pairing.view == "declared" or not pools:
+        return View(pools, None, len(rows))
+    weights = _weights([pool.name == "complete" for pool in pools], pairing.complete_share)
+    counts = _balanced(weights, batch)
+    starved = tuple(pool.name for pool, w, count in zip(pools, weights, counts, strict=True) if w > 0 and not count)
+    return View(pools, counts, len(rows), starved)
 
 
 def _keep_one(hashes: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -92,13 +96,16 @@ def _keep_one(hashes: np.ndarray, present: np.ndarray) -> np.ndarray:
     return present & (rank == choice[:, None])
 
 
-def _balanced(complete: list[bool], share: float, batch: int) -> list[int]:
-    """Rows per pool and step: `share` of the batch for the complete pool, the rest in equal parts."""
+def _weights(complete: list[bool], share: float) -> np.ndarray:
+    """Each pool's part of a step: `share` for the complete pool, the rest in equal parts; all of it for a lone one."""
     if len(complete) == 1:
-        return [batch]
-    weights = np.array(
-        [share if c else (1 - share if True in complete else 1) / complete.count(False) for c in complete]
-    )
+        return np.ones(1)
+    rest = 1 - share if True in complete else 1
+    return np.array([share if c else rest / complete.count(False) for c in complete])
+
+
+def _balanced(weights: np.ndarray, batch: int) -> list[int]:
+    """Rows per pool and step in these parts, rounded by largest remainder."""
     exact = weights / weights.sum() * batch
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: batch - counts.sum()]:

@@ -63,7 +63,8 @@ def curves(directory: Path, file: Path) -> Path:
         axis.set_title(panel + ("" if panel in ("accuracy", "beta") else " (nats)"), fontsize=9)
         axis.legend(fontsize=7)
         axis.tick_params(labelsize=7)
-    figure.suptitle(f"{directory.name}: mean over rows, by step", fontsize=10)
+    note = "training rows may lack modalities, so their ELBO and KL are of what is there"
+    figure.suptitle(f"{directory.name}: means over rows, by step ({note})", fontsize=9)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)

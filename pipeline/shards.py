@@ -6,14 +6,15 @@ written by webdataset's own writer: `wds.WebDataset(urls)` reads it with the sam
 
 from __future__ import annotations
 
+import errno
 import json
-import mmap
 import os
 import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,14 @@ from pipeline import manifest as manifests
 from pipeline.manifest import BLOCK, MEMBER, Described, Manifest, Shard
 
 SPLITS = ("train", "val", "test")
-KEY = re.compile(r"[A-Za-z0-9_\-/]+")
+KEY = re.compile(r"(?!__)[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")  # webdataset skips what is below a folder __x__
+NAME = re.compile(r"[a-z0-9][a-z0-9_\-]*")  # webdataset lowers capitals and drops members that begin with _
+MODALITIES = 64
+"""How many modalities a data set may have: a pattern of presence is one 64-bit integer."""
+OPEN_SHARDS = 256
+"""Shards that a reader keeps open; processes may hold 1,024 files by default."""
+UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Errors that a damaged or missing shard gives; any other (too many open files, ...) is no matter of the data."""
 ROW = np.dtype([(f.name, f.type.to_pandas_dtype()) for f in MEMBER])
 
 
@@ -68,7 +76,10 @@ class _Writer:
         stream = self.tar.tarstream  # type: ignore[attr-defined]
         for name in sorted(members):
             modality, data = members[name]
-            self.tar.write({"__key__": key, name: data})  # type: ignore[attr-defined]
+            try:
+                self.tar.write({"__key__": key, name: data})  # type: ignore[attr-defined]
+            except ValueError as error:  # tar has no room for the name
+                raise UserError(f"{key}, modality {name}: {error}") from None
             block = stream.offset // BLOCK - -(-len(data) // BLOCK)  # counted from the end: headers vary in length
             self.members.append((modality, self.number, block, len(data), xxhash.xxh3_64_intdigest(data)))
         self.keys.append(key)
@@ -97,21 +108,21 @@ def write(
     UserError for a duplicate or unusable key, a value that does not fit its modality, or a place that cannot be
     written.
     """
+    out = out.resolve()
     partial = out.with_name(out.name + ".partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        if out.exists():
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first")
+        out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        fingerprint = _write_into(partial, corpus, modalities, samples, shard_bytes)
-        os.replace(partial, out)
+        try:
+            fingerprint = _write_into(partial, corpus, modalities, samples, shard_bytes)
+            os.replace(partial, out)  # an empty directory gives way, any other refuses
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot prepare {out}: {error.filename or 'writing'}: {error.strerror or error}") from None
     return fingerprint
 
 
@@ -120,15 +131,27 @@ def _write_into(
 ) -> str:
     writers = {split: _Writer(directory, split) for split in SPLITS}
     number = {name: index for index, name in enumerate(modalities)}
+    if len(number) > MODALITIES:
+        raise UserError(f"corpus {corpus}: {len(number)} modalities, a data set holds at most {MODALITIES}")
+    for name in modalities:
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"corpus {corpus}: modality {name!r}: use small letters, digits, '_' and '-' only, no '_' first"
+            )
     seen: set[str] = set()
     for sample in samples:
         if not KEY.fullmatch(sample.key):
-            raise UserError(f"corpus {corpus}: key {sample.key!r}: use letters, digits, '_', '-' and '/' only")
+            raise UserError(
+                f"corpus {corpus}: key {sample.key!r}: use letters, digits, '_' and '-', '/' between, no '__' first"
+            )
         if sample.key in seen:
             raise UserError(f"corpus {corpus}: two samples have the key {sample.key!r}")
         if sample.split not in writers:
             raise UserError(f"corpus {corpus}: {sample.key} is in split {sample.split!r}, not one of {SPLITS}")
         seen.add(sample.key)
+        unknown = [name for name in sample.values if name not in number]
+        if unknown:
+            raise UserError(f"corpus {corpus}: {sample.key} has {unknown[0]!r}, no modality of {', '.join(number)}")
         members: dict[str, tuple[int, bytes]] = {}
         for name in sorted(sample.values, key=number.__getitem__):
             modality, value = modalities[name], sample.values[name]
@@ -165,31 +188,49 @@ def _finish(directory: Path, corpus: str, modalities: Mapping[str, Modality], wr
     return manifests.write(directory, corpus, described, shards, splits, keys, first, np.concatenate(rows))
 
 
+class _File:
+    """An open shard; closed when nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class Reader:
-    """Members of a data directory's shards, by number, straight from the mapped files."""
+    """Members of a data directory's shards, by number. Safe to share among threads.
+
+    Plain reads, not a mapped file: a shard cut off under a mapping, or a disk that fails, would kill the process.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._maps: dict[int, memoryview] = {}
+        self._file = lru_cache(OPEN_SHARDS)(self._open)
 
-    def _shard(self, number: int) -> memoryview:
-        if number not in self._maps:
-            path = self.manifest.directory / self.manifest.shards[number].name
-            try:
-                with path.open("rb") as file:
-                    self._maps[number] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except (FileNotFoundError, IsADirectoryError, ValueError) as error:  # ValueError: an empty file
-                raise Corrupt(f"shard cannot be read: {error}") from None
-        return self._maps[number]
+    def _open(self, number: int) -> _File:
+        path = self.manifest.directory / self.manifest.shards[number].name
+        if not path.is_file():  # a pipe would wait for ever
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        return _File(path)
 
-    def read(self, member: int) -> memoryview:
+    def bytes_at(self, shard: int, start: int, size: int) -> bytes:
+        """What a shard holds there; less where it ends. Raises Corrupt when it cannot be read."""
+        try:
+            return os.pread(self._file(shard).descriptor, size, start)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raise Corrupt(f"shard cannot be read: {error.strerror}") from None
+
+    def read(self, member: int) -> bytes:
         """The bytes of one member. Raises Corrupt when they are not what the manifest declares."""
         table = self.manifest
-        shard = self._shard(int(table.shard[member]))
         start, size = int(table.block[member]) * BLOCK, int(table.size[member])
-        data = shard[start : start + size]
+        data = self.bytes_at(int(table.shard[member]), start, size)
         if len(data) != size:
-            raise Corrupt(f"shard ends at byte {len(shard):,}, the member needs {start + size:,}")
+            raise Corrupt(f"shard ends at byte {start + len(data):,}, the member needs {start + size:,}")
         if xxhash.xxh3_64_intdigest(data) != table.checksum[member]:
             raise Corrupt("checksum differs")
         return data
@@ -225,7 +266,7 @@ def _check_header(reader: Reader, row: int, member: int) -> None:
     """The tar header in front of a member must name it: plain WebDataset readers go by the header."""
     table = reader.manifest
     start = (int(table.block[member]) - 1) * BLOCK
-    header = bytes(reader._shard(int(table.shard[member]))[start : start + BLOCK])
+    header = reader.bytes_at(int(table.shard[member]), start, BLOCK)
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -56,6 +57,11 @@ class Stream:
     def __post_init__(self) -> None:
         if not self.view.pools:
             raise UserError(f"{self.manifest.directory}: the view shows no row of {', '.join(self.modalities)}")
+        if self.view.starved:
+            raise UserError(
+                f"train.batch = {self.batch} is too small for pairing.composition = balanced: "
+                f"a step would hold no row of {', '.join(self.view.starved)}"
+            )
 
     def global_batch(self, step: int) -> Refs:
         """The rows of one step, in O(batch) wherever it lies. Every rank calls this and takes its part."""
@@ -127,6 +133,7 @@ class Collator:
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.manifest)
+        self._lock = Lock()  # threads of `prefetch` share the counts and the quarantine file
 
     def __call__(self, refs: Refs) -> Batch:
         """A batch from the rows' bytes. Raises UserError once more than `budget` of all rows were damaged."""
@@ -136,14 +143,13 @@ class Collator:
         for column, (name, modality) in enumerate(self.modalities.items()):
             values[name], bad = self._column(refs, members[:, column], name, modality)
             damaged |= bad
+        self._count(int((refs.sample_B != PADDING).sum()), damaged)
         if damaged:  # the row weighs nothing: what else it holds is taken out as well
             bad_rows = np.array(sorted(damaged))
             for column, name in enumerate(self.modalities):
                 keep = ~np.isin(np.flatnonzero(members[:, column] >= 0), bad_rows)
                 values[name] = values[name][keep] if len(keep) else values[name]
             members[bad_rows] = -1
-            self._check_budget(damaged)
-        self.rows_read += len(refs.sample_B)
         present = members >= 0
         weight = (present.any(1)).astype(np.float32)
         rows_of = {name: np.flatnonzero(present[:, column]) for column, name in enumerate(self.modalities)}
@@ -162,7 +168,7 @@ class Collator:
     def _column(self, refs: Refs, members: np.ndarray, name: str, modality: Modality) -> tuple[np.ndarray, set[int]]:
         """Decoded values of the rows that have this modality (zeros for damaged ones), and the damaged rows."""
         rows = np.flatnonzero(members >= 0)
-        buffers: list[memoryview | None] = []
+        buffers: list[bytes | None] = []
         damage: dict[int, str] = {}
         for row in rows:
             try:
@@ -186,24 +192,28 @@ class Collator:
         return decoded, set(damage)
 
     def _report(self, refs: Refs, members: np.ndarray, damage: dict[int, str]) -> None:
-        entries = []
-        for row, reason in damage.items():
-            member = int(members[row])
-            if member not in self._seen:  # once per member, however often an epoch comes by
-                self._seen.add(member)
-                entries.append(self._reader.locate(int(refs.sample_B[row]), member) | {"reason": reason})
-        if entries and self.quarantine_file is not None:
-            quarantine(self.quarantine_file, entries)
+        with self._lock:
+            entries = []
+            for row, reason in damage.items():
+                member = int(members[row])
+                if member not in self._seen:  # once per member, however often an epoch comes by
+                    self._seen.add(member)
+                    entries.append(self._reader.locate(int(refs.sample_B[row]), member) | {"reason": reason})
+            if entries and self.quarantine_file is not None:
+                quarantine(self.quarantine_file, entries)
 
-    def _check_budget(self, damaged: set[int]) -> None:
-        self.rows_damaged += len(damaged)
-        allowed = max(1.0, self.budget * max(self.rows_read, 1000))
-        if self.rows_damaged > allowed:
-            raise UserError(
-                f"{self.manifest.directory}: {self.rows_damaged} damaged rows among the first {self.rows_read:,}, more "
-                f"than train.damage = {self.budget:g} allows; they are listed in {self.quarantine_file}; "
-                f"run `pairstream inspect {self.manifest.directory} --verify`"
-            )
+    def _count(self, rows: int, damaged: set[int]) -> None:
+        with self._lock:
+            self.rows_read += rows
+            self.rows_damaged += len(damaged)
+            if not damaged or self.rows_damaged <= self.budget * max(self.rows_read, 1000):
+                return
+        listed = f"; they are listed in {self.quarantine_file}" if self.quarantine_file else ""
+        raise UserError(
+            f"{self.manifest.directory}: {self.rows_damaged} damaged rows among the first {self.rows_read:,}, more "
+            f"than train.damage = {self.budget:g} allows{listed}; "
+            f"run `pairstream inspect {self.manifest.directory} --verify`"
+        )
 
 
 def prefetch(fetch: Callable[[int], T], start: int, stop: int, workers: int, depth: int = 4) -> Iterator[T]:

@@ -61,7 +61,7 @@ def combine(
     target_TBM = torch.from_numpy(target).to(device, torch.float32)
     reconstruction_TB = (target_TBM * scores.log_likelihood_TBM).sum(2)
     row_objective = (weight_TB * (reconstruction_TB - beta * scores.kl_TB)).sum(0)
-    # where, not a product: a row of weight 0 may hold anything
+    # where, not a product: what a row of weight 0 scores counts nothing, not even an infinity
     counted = torch.where(batch.weight_B > 0, row_objective * batch.weight_B, 0.0)
     loss = -counted.sum() / rows_per_rank + scores.anchor
     with torch.no_grad():

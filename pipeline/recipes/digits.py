@@ -1,7 +1,12 @@
 """scikit-learn's digits as top half, bottom half and label: the demonstration, small enough for any machine.
 
-pairstream train digits
-pairstream sweep digits
+    pairstream train digits      about 20 s on one core; label from both halves about 0.93 on validation data
+    pairstream sweep digits      12 trials, about 3 min on two cores; README shows its table
+
+How the fixed settings were chosen: on the accuracy of the label from both halves of the 269 validation digits, one
+seed, at 5 % pairs, over about 60 settings (composition's share, anneal, cross, latent, learning rate). What mattered:
+slow annealing (0.2 -> 0.8 of training: 0.77 -> 0.86), a small cross weight (0: 0.77, 0.1: 0.87, 0.3: 0.81 at most),
+a quarter rather than half of complete rows a step. λ_label = 50 is better at full supervision, worse at 5 %.
 """
 
 from __future__ import annotations
@@ -17,16 +22,16 @@ TOP = "accuracy/label_given_top"
 
 
 def digits() -> Run:
-    """MVAE on the three parts of real 8x8 digits, few of them complete: the demonstration."""
+    """MVAE on the three parts of real 8x8 digits: the demonstration."""
     return Run(
         recipe="digits",
         data=Path("data/digits"),
         modalities=dict(MODALITIES),
-        pairing=Pairing(view="split", fraction=1.0, composition="balanced", complete_share=0.5),
-        model=Model(latent=16),
-        objective=Objective(k=1, lambda_={"label": 1.0}, anneal=0.2, cross=1.0),
-        optim=Optim(lr=1e-3),
-        train=Training(batch=100, steps=1500, validate_every=250, checkpoint_every=500, best=f"val/{BOTH}"),
+        pairing=Pairing(view="split", fraction=1.0, composition="balanced", complete_share=0.25),
+        model=Model(latent=32),
+        objective=Objective(k=1, lambda_={"label": 1.0}, anneal=0.8, cross=0.1),
+        optim=Optim(lr=2e-3),
+        train=Training(batch=100, steps=1500, validate_every=150, checkpoint_every=500, best=f"val/{BOTH}"),
     )
 
 

@@ -1,0 +1,111 @@
+"""Batches by hand: any pattern of presence, every row's values and noise a function of its number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from modalities import AnyModality, Image, Label, Modality
+from pipeline.batch import Batch
+from pipeline.config import Objective
+from pipeline.model import MultimodalVAE
+from pipeline.noise import normal
+from pipeline.objectives.subsampled import plan
+from pipeline.objectives.terms import Terms, combine
+
+LATENT = 5
+
+
+def some_modalities(count: int) -> dict[str, AnyModality]:
+    """`count` small modalities, images and labels by turns, no two of one size."""
+    return {
+        f"m{i}": Label(classes=3 + i, hidden=(7, 6)) if i % 2 else Image(2, 2 + i, levels=16, hidden=(7, 6))
+        for i in range(count)
+    }
+
+
+def small_model(modalities: Mapping[str, Modality], seed: int = 0) -> MultimodalVAE:
+    """A model whose experts disagree: weights well above the usual initial ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MultimodalVAE(modalities, LATENT)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.7).add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def patterns(rows: int, modalities: int, seed: int) -> np.ndarray:
+    """Random presence (rows, modalities)."""
+    return np.random.default_rng(seed).random((rows, modalities)) < 0.6
+
+
+def value_of(modality: Modality, row: int, column: int) -> np.ndarray:
+    """The value of one modality in one row, as the shards would give it."""
+    rng = np.random.default_rng((row, column))
+    if isinstance(modality, Label):
+        return np.asarray(rng.integers(modality.classes))
+    assert isinstance(modality, Image)
+    levels = rng.integers(0, modality.levels + 1, modality.shape)
+    return (levels / modality.levels).astype(modality.dtype)
+
+
+def batch_of(
+    modalities: Mapping[str, Modality],
+    present_BM: np.ndarray | Sequence[Sequence[int]],
+    weight: Sequence[float] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Batch:
+    """A batch with this presence, as the collator builds it; `numbers` are the rows' numbers in the run."""
+    present = np.asarray(present_BM, bool)
+    row = np.arange(len(present)) if numbers is None else np.asarray(numbers)
+    values, rows_of = {}, {}
+    for column, (name, modality) in enumerate(modalities.items()):
+        rows_of[name] = np.flatnonzero(present[:, column])
+        there = [value_of(modality, int(row[b]), column) for b in rows_of[name]]
+        values[name] = torch.from_numpy(np.stack(there or [np.zeros(modality.shape)]).astype(modality.dtype))
+    return Batch(
+        values=values,
+        rows_of=rows_of,
+        present_BM=present,
+        weight_B=torch.tensor(present.any(1) if weight is None else weight, dtype=torch.float32),
+        row_B=torch.from_numpy(row.astype(np.int64)),
+        keys=[f"row{number}" for number in row],
+    )
+
+
+def score(
+    model: MultimodalVAE,
+    batch: Batch,
+    objective: Objective,
+    rows: float,
+    beta: float = 1.0,
+    seed: int = 0,
+    step: int = 0,
+) -> Terms:
+    """The objective of a batch, put together as training does it."""
+    terms = plan(batch.present_BM, objective, seed, step)
+    count = len(terms.weight_TB)
+    noise = normal(seed, "train", batch.row_B, 1 if objective.shared_noise else count, model.latent)
+    scores = model(batch, terms.seen_TBM, terms.wanted_TBM, noise.expand(count, -1, -1))
+    lambdas = {name: objective.lambda_.get(name, 1.0) for name in model.modalities}
+    return combine(scores, terms, batch, lambdas, beta, rows)
+
+
+def gradients(model: MultimodalVAE, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter, in float64; fails where a parameter takes no part."""
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()))  # raises for a parameter that the loss does not reach
+    return {name: gradient.double() for name, gradient in zip(named, found, strict=True)}
+
+
+def assert_close(
+    ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], tolerance: float = 1e-5, prefix: str = ""
+) -> None:
+    """Equal up to `tolerance` times the largest entry of each tensor."""
+    for name in (name for name in theirs if name.startswith(prefix)):
+        scale = float(theirs[name].abs().max())
+        error = float((ours[name] - theirs[name]).abs().max())
+        assert error <= tolerance * scale + 1e-9, f"{name}: off by {error} where the largest entry is {scale}"
