@@ -119,7 +119,7 @@ def free_port(port: int = 0) -> int:
 def launch(command: Sequence[str], ranks: int, port: int = 0) -> int:
     """Run `command` as `ranks` processes on this machine and return the job's exit code.
 
-    Signals go on to every rank. When one rank fails the others are told to stop, and killed 30 seconds later; the
+    Signals go on to every rank. When one rank fails the others are told to stop, and killed 10 seconds later; the
     code is that of the first rank that failed. Raises UserError for more ranks than cores or a port that is taken.
     """
     if ranks > cores():
@@ -162,7 +162,7 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
         codes = [worker.poll() for worker in workers]
         if not failed and any(codes):
             rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 10
             if failed != REQUEUE:  # told to stop, the ranks have agreed and saved
                 print(f"rank {rank} ended with code {failed}; stopping the others", file=sys.stderr)
             for worker in workers:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RUNS = Path("runs")  # of the working directory: runs and, where no server is named, their record
 IDENTITY, PARENT, TROUBLE = "pairstream.id", "pairstream.parent", "pairstream.trouble"  # tags of a run
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
@@ -65,7 +66,7 @@ class Destination:
             raise ValueError(f"no quotes in a run's identity, please: {self.identity!r}, {self.parent!r}")
 
 
-def default_uri(root: Path) -> str:
+def default_uri(root: Path = RUNS) -> str:
     """MLFLOW_TRACKING_URI where it is set, else the SQLite file ROOT/mlflow.db."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 

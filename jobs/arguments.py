@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import tyro
 
 from infra.errors import UserError
+from infra.store import RUNS
 
 T = TypeVar("T")
-RUNS = Path("runs")
 
 
 def parse(job: str, kind: type[T], arguments: list[str], default: T | None = None, about: str = "") -> T:

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     from infra.store import TrackingError, default_uri, runs
     from infra.tracking import progress, undelivered
 
-    uri = options.uri or default_uri(RUNS)
+    uri = options.uri or default_uri()
     delivered = _sync() if options.sync else 0
     pending = sum(progress(directory).pending for directory in undelivered(RUNS))
     still_waiting = options.sync and pending > 0

@@ -81,12 +81,11 @@ def _number(text: str) -> Any:
 
 def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     from infra.store import Destination, default_uri, prepare_store
-
     from infra.tracking import Tracker
     from pipeline.train import check_data
 
     manifest = check_data(plan.run)
-    plan = replace(plan, run=config.override(plan.run, {"tracking.uri": plan.run.tracking.uri or default_uri(RUNS)}))
+    plan = replace(plan, run=config.override(plan.run, {"tracking.uri": plan.run.tracking.uri or default_uri()}))
     tracking = plan.run.tracking
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -136,6 +136,10 @@ def _start_ranks(name: str, rest: list[str], directory: Path, options: Options) 
 
     check_world(options.run, options.ranks)
     check_shards(open_manifest(options.run.data), options.run.train.damage)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --out") from None
     command = [sys.executable, "-m", "jobs.cli", "train", name, *rest, "--out", str(directory)]
     return launch(command, options.ranks, options.port)
 

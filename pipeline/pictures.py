@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from infra.journal import points
 
 from infra.checkpoint import Checkpoints
+from infra.journal import points
 from modalities import Image, Label
 from pipeline.batch import Batch
 from pipeline.config import Run

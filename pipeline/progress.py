@@ -99,6 +99,10 @@ class Progress:
         self.worse = 0 if is_best else self.worse + 1
         return is_best
 
+    def out_of_patience(self, training: Training) -> bool:
+        """Whether `patience` validations have gone by without a better one."""
+        return 0 < training.patience <= self.worse
+
 
 def agree(world: World, asked: bool, terms: list[Terms], batches: list[Batch], step: int) -> tuple[bool, float]:
     """(whether any rank was told to stop, the loss of the global batch). Collective, before anything is updated.

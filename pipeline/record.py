@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import uuid
 from importlib.metadata import version
@@ -25,12 +26,14 @@ PACKAGES = ("pairstream", "torch", "deepspeed", "accelerate", "webdataset", "mlf
 
 def destination(run: Run, directory: Path, identity: str | None = None, parent: str | None = None) -> Destination:
     """Where a run's record goes: what its directory says already, else a new identity."""
+    uri = run.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     file = directory / "tracking.json"
     if file.is_file():
         known = json.loads(file.read_text())
         identity, parent = identity or known.get("identity"), parent or known.get("parent")
+        uri = uri or known.get("uri")  # resumed from another working directory, it is still the same run
     return Destination(
-        uri=run.tracking.uri or default_uri(directory.parent),
+        uri=uri or default_uri(),
         experiment=run.tracking.experiment,
         name=directory.name,
         identity=identity or uuid.uuid4().hex,
@@ -56,9 +59,12 @@ class Record:
         self._status = "FAILED"
 
     def __enter__(self) -> Record:
-        """Make the directory. Raises UserError where it cannot be written or another process trains in it."""
+        """Make store and directory. Raises UserError where it cannot be written or another process trains in it."""
         if not self.world.is_main:
             return self
+        where = destination(self.run, self.directory, self.identity, self.parent)
+        if self.run.tracking.enabled:
+            prepare_store(where.uri, where.experiment, None)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.directory / "training.lock", timeout=0)
@@ -70,12 +76,7 @@ class Record:
             ) from None
         except OSError as error:
             raise UserError(f"{self.directory} cannot be written ({error.strerror}); choose another --out") from None
-        if self.run.tracking.enabled:
-            where = destination(self.run, self.directory, self.identity, self.parent)
-            prepare_store(where.uri, where.experiment, None)
-            self.book = Tracker(self.directory, where)
-        else:
-            self.book = Journal(self.directory)
+        self.book = Tracker(self.directory, where) if self.run.tracking.enabled else Journal(self.directory)
         self.book.params(config.flatten(config.to_dict(self.run)))
         self.book.tags(self._tags())
         self.book.artifact(self.directory / "run.json")

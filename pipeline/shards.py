@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,8 @@ KEY = re.compile(r"(?!__)[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")  # webdataset skip
 NAME = re.compile(r"[a-z0-9][a-z0-9_\-]*")  # webdataset lowers capitals and drops members that begin with _
 MODALITIES = 64
 """How many modalities a data set may have: a pattern of presence is one 64-bit integer."""
+NAME_BYTES = 100
+"""Room for KEY.MODALITY.EXT in a tar header; longer names need extra blocks, which `verify` would not see."""
 OPEN_SHARDS = 256
 """Shards that a reader keeps open; processes may hold 1,024 files by default."""
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
@@ -76,11 +78,8 @@ class _Writer:
         stream = self.tar.tarstream  # type: ignore[attr-defined]
         for name in sorted(members):
             modality, data = members[name]
-            try:
-                self.tar.write({"__key__": key, name: data})  # type: ignore[attr-defined]
-            except ValueError as error:  # tar has no room for the name
-                raise UserError(f"{key}, modality {name}: {error}") from None
-            block = stream.offset // BLOCK - -(-len(data) // BLOCK)  # counted from the end: headers vary in length
+            block = stream.offset // BLOCK + 1
+            self.tar.write({"__key__": key, name: data})  # type: ignore[attr-defined]
             self.members.append((modality, self.number, block, len(data), xxhash.xxh3_64_intdigest(data)))
         self.keys.append(key)
         self.counts.append(len(members))
@@ -109,6 +108,8 @@ def write(
     written.
     """
     out = out.resolve()
+    if out == Path.cwd():
+        raise UserError(f"{out} is the working directory: choose a directory below it for --out")
     partial = out.with_name(out.name + ".partial")
     try:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -129,7 +130,6 @@ def write(
 def _write_into(
     directory: Path, corpus: str, modalities: Mapping[str, Modality], samples: Iterable[Sample], shard_bytes: int
 ) -> str:
-    writers = {split: _Writer(directory, split) for split in SPLITS}
     number = {name: index for index, name in enumerate(modalities)}
     if len(number) > MODALITIES:
         raise UserError(f"corpus {corpus}: {len(number)} modalities, a data set holds at most {MODALITIES}")
@@ -138,6 +138,21 @@ def _write_into(
             raise UserError(
                 f"corpus {corpus}: modality {name!r}: use small letters, digits, '_' and '-' only, no '_' first"
             )
+    writers = {split: _Writer(directory, split) for split in SPLITS}
+    try:
+        for key, split, members in _encoded(corpus, modalities, samples):
+            writers[split].add(key, members, shard_bytes)
+    finally:
+        for writer in writers.values():
+            writer.close_shard()
+    return _finish(directory, corpus, modalities, [w for w in writers.values() if w.keys])
+
+
+def _encoded(
+    corpus: str, modalities: Mapping[str, Modality], samples: Iterable[Sample]
+) -> Iterator[tuple[str, str, dict[str, tuple[int, bytes]]]]:
+    """Key, split and members {name: (number of the modality, bytes)} of each sample, checked."""
+    number = {name: index for index, name in enumerate(modalities)}
     seen: set[str] = set()
     for sample in samples:
         if not KEY.fullmatch(sample.key):
@@ -146,7 +161,7 @@ def _write_into(
             )
         if sample.key in seen:
             raise UserError(f"corpus {corpus}: two samples have the key {sample.key!r}")
-        if sample.split not in writers:
+        if sample.split not in SPLITS:
             raise UserError(f"corpus {corpus}: {sample.key} is in split {sample.split!r}, not one of {SPLITS}")
         seen.add(sample.key)
         unknown = [name for name in sample.values if name not in number]
@@ -162,9 +177,13 @@ def _write_into(
                     data = modality.encode(one)
                 except ValueError as error:
                     raise UserError(f"corpus {corpus}: {sample.key}, modality {name}: {error}") from None
-                members[f"{name}{infix}.{modality.extension}"] = (number[name], data)
-        writers[sample.split].add(sample.key, members, shard_bytes)
-    return _finish(directory, corpus, modalities, [w for w in writers.values() if w.keys])
+                member = f"{name}{infix}.{modality.extension}"
+                if len(sample.key) + 1 + len(member) > NAME_BYTES:
+                    raise UserError(
+                        f"corpus {corpus}: {sample.key}.{member} is a longer name than tar's {NAME_BYTES} letters"
+                    )
+                members[member] = (number[name], data)
+        yield sample.key, sample.split, members
 
 
 def _finish(directory: Path, corpus: str, modalities: Mapping[str, Modality], writers: list[_Writer]) -> str:
@@ -175,7 +194,6 @@ def _finish(directory: Path, corpus: str, modalities: Mapping[str, Modality], wr
     rows: list[np.ndarray] = []
     keys: list[str] = []
     for writer in writers:
-        writer.close_shard()
         splits[writer.split] = range(len(keys), len(keys) + len(writer.keys))
         table = np.array(writer.members, ROW)
         table["shard"] += len(shards)

@@ -93,9 +93,11 @@ def train(
         engine = Engine(model, run, world, last.tensors("model", "optimizer") if last else None)
         progress = Progress.of(last, world) if last else Progress()
         collate = Collator(manifest, run.modalities, directory / f"quarantine.{world.rank}.jsonl", run.train.damage)
-        status = "finished"
+        status = "stopped early" if progress.out_of_patience(run.train) else "finished"
 
         for step, batches in _read_ahead(stream, collate, run, world, progress.step):
+            if status == "stopped early":
+                break
             terms = [_score(engine, model, run, batch, step, world) for batch in batches]
             stopping, loss = agree(world, stop.asked, terms, batches, step)
             if stopping:
@@ -114,12 +116,10 @@ def train(
                 record.metrics(progress.step, metrics)
                 save |= progress.validated(run.train, metrics)
                 asked = report is not None and world.is_main and report(progress.step, metrics)
-                if world.sum([float(asked)])[0] or 0 < run.train.patience <= progress.worse:
-                    status = "stopped early"
-            if save or status == "stopped early":
+                if world.sum([float(asked)])[0] or progress.out_of_patience(run.train):
+                    status, save = "stopped early", True
+            if save:
                 _save(engine, checkpoints, progress, run, manifest, world)
-            if status == "stopped early":
-                break
 
         if status == "preempted":
             _save(engine, checkpoints, progress, run, manifest, world)
@@ -158,6 +158,8 @@ def check_data(run: Run) -> Manifest:
     if run.train.best not in known:
         raise UserError(f"train.best: no validation metric {run.train.best!r}" + nearest(run.train.best, known))
     manifest = open_manifest(run.data)
+    for split in ("train", "val"):
+        manifest.split(split)
     manifest.column(list(run.modalities))
     for name, modality in run.modalities.items():
         there = manifest.modalities[name]

@@ -167,3 +167,24 @@ def test_resume_refuses_other_data_and_other_mathematics(
     assert "resume with the data it began with" in said
     assert "model.latent was" in refused(capsys, *resume, "--model.latent", "3")
     assert main(resume) == 0
+
+
+def test_a_tracking_uri_with_a_typo(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, *train[:-1], "--tracking.uri", "htp://host:5000")
+    assert "scheme" in said
+    assert not Path("out").exists()
+
+
+def test_a_directory_that_another_process_trains_in(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from filelock import FileLock
+
+    Path("out").mkdir()
+    with FileLock("out/training.lock"):
+        assert "another process is training" in refused(capsys, *train)
+
+
+def test_ranks_with_an_output_directory_that_cannot_be_written(
+    train: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("precious")
+    assert "cannot be written" in refused(capsys, *train, "--ranks", "2", "--out", "file/run")

@@ -141,3 +141,12 @@ def test_a_benchmark_ends_with_its_object(capsys: pytest.CaptureFixture[str]) ->
         assert set(outcome["spread"]) == set(outcome["ratios"])
         assert isinstance(outcome["noisy"], bool)
         assert outcome["limits"]
+
+
+def test_a_run_that_stopped_early_stays_stopped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--train.validate-every", "2", "--train.patience", "1", "--optim.lr", "0.03", "--train.best", "val/elbo"]
+    assert main(["train", "digits", *SMALL, *options, "--steps", "60", "--out", "runs/e", "--json"]) == 0
+    first = last_object(capsys)
+    assert main(["train", "digits", "--resume", "--out", "runs/e", "--json"]) == 0
+    again = last_object(capsys)
+    assert (again["status"], again["steps"]) == ("stopped early", first["steps"])

@@ -115,7 +115,7 @@ def test_loss_and_gradients_are_those_of_plain_loops(modalities: int, k: int, cr
         name: torch.zeros_like(named[name]) if gradient is None else gradient
         for name, gradient in zip(named, found, strict=True)
     }
-    assert fast.loss.item() == pytest.approx(float(loss), rel=1e-5)
+    assert fast.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_close(fast_gradients, slow_gradients, 1e-5)
     assert fast.row_objective_B.tolist() == pytest.approx([sum(terms) for terms in per_row], rel=1e-5, abs=1e-5)
     assert not fast.row_objective_B.requires_grad

@@ -57,7 +57,14 @@ def test_every_permutation_of_three_appears_and_places_are_even() -> None:
 
 
 SIZES = [1, 2, 3, CHUNK - 1, CHUNK, CHUNK + 1, WINDOW_ROWS - 1, WINDOW_ROWS, WINDOW_ROWS + 1, WINDOW_ROWS + CHUNK - 1]
-SIZES += [WINDOW_ROWS + CHUNK, WINDOW_ROWS + CHUNK + 1, 2 * WINDOW_ROWS - 1, 2 * WINDOW_ROWS, 2 * WINDOW_ROWS + 1, 50001]
+SIZES += [
+    WINDOW_ROWS + CHUNK,
+    WINDOW_ROWS + CHUNK + 1,
+    2 * WINDOW_ROWS - 1,
+    2 * WINDOW_ROWS,
+    2 * WINDOW_ROWS + 1,
+    50001,
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -144,7 +151,16 @@ def test_a_billion_rows_cost_no_memory() -> None:
 
 
 def test_a_seed_names_its_purpose() -> None:
-    seeds = {seed_of(0), seed_of(1), seed_of("1"), seed_of(1, 1), seed_of("1", 1), seed_of(11), seed_of("a", "b"), seed_of("ab")}
+    seeds = {
+        seed_of(0),
+        seed_of(1),
+        seed_of("1"),
+        seed_of(1, 1),
+        seed_of("1", 1),
+        seed_of(11),
+        seed_of("a", "b"),
+        seed_of("ab"),
+    }
     assert len(seeds) == 8
 
 
