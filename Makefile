@@ -18,7 +18,6 @@ demo: setup
 	$(BIN)/pairstream inspect data/digits --view split --fraction 0.05
 	rm -rf runs/demo
 	$(BIN)/pairstream sweep digits --out runs/demo
-	$(BIN)/pairstream review --filter demo
 
 lint: setup
 	$(BIN)/ruff check .

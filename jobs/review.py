@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
             raise
         print(error)  # nor could the journals be delivered, and that decides the exit code
         found = []
-    rows = _tree(_sorted([run for run in found if _matches(run, options.filter)], options.sort))
+    rows = _tree(_sorted(_matching(found, options.filter), options.sort))
     shown = rows[: options.limit or None]
     _show(_columns(found, options), shown, f"{len(shown)} of {len(found)} runs of {options.experiment}")
     if pending and not options.sync:
@@ -115,6 +115,12 @@ def _columns(runs: list[dict[str, Any]], options: Options) -> Sequence[str]:
     accuracies = [key for key in known if key.startswith("val/accuracy/")]
     fullest = max(accuracies, key=len, default="")  # given all other modalities
     return options.columns or [key for key in (*USUAL, fullest) if key in known]
+
+
+def _matching(found: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The runs in which the text occurs, and the trials of a sweep whose own name has it."""
+    sweeps = {run["identity"] for run in found if run["identity"] and text.lower() in run["name"].lower()}
+    return [run for run in found if _matches(run, text) or run["parent"] in sweeps]
 
 
 def _matches(run: dict[str, Any], text: str) -> bool:

@@ -12,6 +12,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from pipeline import config
 from pipeline.config import Run, check
 from pipeline.recipes import SWEEPS, sweep
 from pipeline.recipes.sweep import Sweep
-from pipeline.sweep_table import FRACTION, Baseline, Trial, best_trials, draw, write_csv
+from pipeline.sweep_table import Baseline, Trial, best_trials, draw, write_csv
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
             tracker.close(status)
     for file in files:
         print(f"written: {os.path.relpath(file)}")
-    print(f"look further: pairstream review --filter {directory.name}")
+    _look_further(plan.run.recipe, directory, [trials[number] for number in best], tracking.uri if tracker else "")
     if options.json:
         closing_json(
             {
@@ -130,6 +131,20 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
             }
         )  # fmt: skip
     return 1 if failed else 0
+
+
+def _look_further(recipe: str, directory: Path, best: list[Trial], uri: str) -> None:
+    """The exact commands and files that say more."""
+    print("look further:")
+    for trial in best:
+        cell = ", ".join(f"{key} {value}" for key, value in trial.cell.items())
+        print(f"  {os.path.relpath(trial.directory / 'pictures')}/    curves and cross-generations ({cell})")
+    if best:
+        print(f"  pairstream evaluate {os.path.relpath(best[-1].directory)} --split val")
+        print(f"  pairstream train {recipe} --from {os.path.relpath(best[-1].directory)} --seeds 3")
+    if uri:
+        print(f"  pairstream review --filter {directory.name}")
+        print(f"  mlflow ui --backend-store-uri {uri}" if not uri.startswith("http") else f"  {uri}")
 
 
 def _run_trials(plan: Sweep, directory: Path, identity: str, cpus: int) -> list[Trial]:
@@ -227,19 +242,21 @@ def _trial(settings: dict[str, Any]) -> None:
 
 
 def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:
-    """Logistic regression on the pairs of each fraction, for the accuracies among the table's columns."""
+    """Logistic regression on the pairs of each view that was swept, for the accuracies among the table's columns."""
     from pipeline.baselines import complete_samples, logistic_regression
 
+    keys = [key for key in plan.grid if key == "seed" or key.startswith("pairing.")]
     found = []
-    for fraction in plan.grid.get(FRACTION, ()):
-        run = config.override(plan.run, {FRACTION: fraction})
+    for values in product(*(plan.grid[key] for key in keys)):
+        cell = dict(zip(keys, values, strict=True))
+        run = config.override(plan.run, cell)
         scores = {}
         for column in plan.columns:
             _, _, question = column.partition("/accuracy/")
             label, _, given = question.partition("_given_")
             if given:
                 scores[column] = logistic_regression(manifest, run, label, given.split("_"), column.split("/")[0])
-        found.append(Baseline(fraction, len(complete_samples(manifest, run, "train", run.pairing)), scores))
+        found.append(Baseline(cell, len(complete_samples(manifest, run, "train", run.pairing)), scores))
     return found
 
 
@@ -249,18 +266,17 @@ def _show(plan: Sweep, trials: list[Trial], baselines: list[Baseline]) -> None:
     from rich.table import Table
 
     columns = [plan.metric, *plan.columns]
-    titles = [*plan.grid, "pairs", *columns]
+    titles = ["model", *plan.grid, "pairs", *columns]
     table = Table(*(re.sub("[./_]", " ", title) for title in titles), title=f"sweep of {plan.run.recipe}")
     best = best_trials(plan, trials)
     for number, trial in enumerate(trials):
         values = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "-" for name in columns]
         style = "bold" if number in best else "red" if trial.error else None
-        table.add_row(*(str(trial.cell[key]) for key in plan.grid), str(trial.pairs), *values, style=style)
+        table.add_row("MVAE", *(str(trial.cell[key]) for key in plan.grid), str(trial.pairs), *values, style=style)
     for baseline in baselines:
-        cells = [str(baseline.fraction) if key == FRACTION else "" for key in plan.grid]
-        cells[-1] = cells[-1] or "LR"
+        cells = [str(baseline.cell.get(key, "")) for key in plan.grid]
         values = [f"{baseline.scores[name]:.4f}" if name in baseline.scores else "" for name in columns]
-        table.add_row(*cells, str(baseline.pairs), *values, style="cyan")
+        table.add_row("LR", *cells, str(baseline.pairs), *values, style="cyan")
     Console(width=max(120, Console().width)).print(table)
     print(
         "bold: best of its fraction by validation; LR: logistic regression on the same pairs; ELBO in nats, λ = β = 1"

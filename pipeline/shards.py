@@ -236,7 +236,8 @@ class Reader:
     def bytes_at(self, shard: int, start: int, size: int) -> bytes:
         """What a shard holds there; less where it ends. Raises Corrupt when it cannot be read."""
         try:
-            return os.pread(self._file(shard).descriptor, size, start)
+            file = self._file(shard)  # held while it is read: another thread may push it out of the cache
+            return os.pread(file.descriptor, size, start)
         except OSError as error:
             if error.errno not in UNREADABLE:
                 raise

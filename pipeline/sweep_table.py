@@ -29,9 +29,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Logistic regression on the pairs of one supervision fraction."""
+    """Logistic regression on the pairs of one supervision view."""
 
-    fraction: float
+    cell: Mapping[str, Any]
+    """The swept keys that decide which pairs there are."""
     pairs: int
     scores: Mapping[str, float]
 
@@ -57,7 +58,7 @@ def write_csv(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], comm
             numbers = [trial.metrics.get(name, "") for name in columns]
             writer.writerow(["MVAE", *(trial.cell[key] for key in sweep.grid), trial.pairs, *numbers, trial.error])
         for baseline in baselines:
-            cell = [baseline.fraction if key == FRACTION else "" for key in sweep.grid]
+            cell = [baseline.cell.get(key, "") for key in sweep.grid]
             scores = [baseline.scores.get(name, "") for name in columns]
             writer.writerow(["logistic regression", *cell, baseline.pairs, *scores, ""])
     return file
@@ -84,7 +85,8 @@ def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Pat
                 )
         for label, line in lines.items():
             axis.plot(*zip(*sorted(line), strict=True), marker="o", label=label)
-        scores = [(b.fraction, b.scores[column]) for b in baselines if not math.isnan(b.scores.get(column, math.nan))]
+        known = [b for b in baselines if not math.isnan(b.scores.get(column, math.nan))]
+        scores = [(b.cell[FRACTION], b.scores[column]) for b in known]
         if scores:
             axis.plot(*zip(*sorted(scores), strict=True), "k--", marker="x", label="logistic regression")
         axis.set_xscale("log")

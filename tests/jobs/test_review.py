@@ -92,6 +92,8 @@ def test_trials_stand_under_their_sweep_in_the_order_asked_for(capsys: pytest.Ca
     assert names == ["b", "  a-000"]
     names, _ = review(capsys, "--filter", "FRACTION=0.", "--sort", "name")
     assert names == ["a-000", "a-001", "c"]
+    names, _ = review(capsys, "--filter", "b", "--sort", "name")  # a sweep's name brings its trials along
+    assert names == ["b", "  a-000", "  a-001", "  a-002", "c"]
 
 
 def test_columns_are_the_usual_ones_or_those_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +103,7 @@ def test_a_member_costs_22_bytes_and_a_sample_4(digits_dir: Path) -> None:
 
 def test_patterns_and_uneven_shards(tmp_path: Path) -> None:
     manifest = make(tmp_path / "d", 40, shard_bytes=1)  # one sample a shard
-    assert {len(np.unique(manifest.shard[a:b])) for a, b in zip(manifest.first, manifest.first[1:], strict=False)} <= {
+    assert {len(np.unique(manifest.shard[a:b])) for a, b in pairwise(manifest.first)} <= {
         0,
         1,
     }
@@ -110,6 +113,8 @@ def test_patterns_and_uneven_shards(tmp_path: Path) -> None:
         assert manifest.keys(rows) == [f"{split}/{number:04d}" for number in range(len(rows))]
         assert manifest.patterns(range(rows.start + 1, rows.stop - 1)).tolist() == expected[1:-1]
     assert manifest.patterns(range(0)).tolist() == []
+    members = [manifest.modality[a:b].tolist() for a, b in pairwise(manifest.first)]
+    assert all(one == sorted(one) for one in members)
 
 
 def test_members_of_any_rows_in_any_order(tmp_path: Path) -> None:
@@ -135,6 +140,20 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.
     assert len(os.listdir("/proc/self/fd")) <= before + 5
     del reader
     assert len(manifest.shards) > 50
+
+
+def test_threads_that_push_each_other_s_files_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
+    manifest = make(tmp_path / "d", 60, shard_bytes=1)
+    reader, members = Reader(manifest), list(range(len(manifest.size)))
+    alone = [reader.read(member) for member in members]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(reader.read, members * 20)) == alone * 20
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # Writing
@@ -337,6 +356,37 @@ def test_other_metadata_is_noticed(
         open_manifest(tmp_path)
 
 
+def test_the_same_bytes_under_other_types_are_noticed(tmp_path: Path) -> None:
+    """What the fingerprint does not see: signed for unsigned numbers, keys that are declared null."""
+    make(tmp_path, 20)
+    path = tmp_path / NAME
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    keys, members = (table.column(name).chunk(0) for name in ("key", "members"))
+
+    def rewrite(keys: pa.Array, members: pa.Array, names: tuple[str, str] = ("key", "members")) -> None:
+        fields = [pa.field(name, column.type) for name, column in zip(names, (keys, members), strict=True)]
+        schema = pa.schema(fields, table.schema.metadata)
+        with pa.OSFile(str(path) + ".new", "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(pa.record_batch([keys, members], schema=schema))
+        os.replace(str(path) + ".new", path)
+
+    rewrite(keys, members)
+    open_manifest(tmp_path)
+    signed = [
+        members.values.field(n).view(pa.int64() if n == "checksum" else MEMBER.field(n).type) for n in MEMBER.names
+    ]
+    rewrite(keys, pa.ListArray.from_arrays(members.offsets, pa.StructArray.from_arrays(signed, MEMBER.names)))
+    with pytest.raises(UserError, match="its columns are not a manifest's"):
+        open_manifest(tmp_path)
+    rewrite(keys, members, ("name", "members"))
+    with pytest.raises(UserError, match="its columns are not a manifest's"):
+        open_manifest(tmp_path)
+    bits = pa.py_buffer(b"\xfe" + b"\xff" * 7)  # the first key is null
+    rewrite(pa.Array.from_buffers(pa.string(), len(keys), [bits, *keys.buffers()[1:]]), members)
+    with pytest.raises(UserError, match="without a key"):
+        open_manifest(tmp_path)
+
+
 @pytest.mark.parametrize("column", ["key", "first", *MEMBER.names])
 def test_one_changed_number_changes_the_fingerprint(tmp_path: Path, column: str) -> None:
     def build(name: str) -> Manifest:
@@ -378,9 +428,11 @@ def test_no_flipped_bit_of_a_manifest_goes_unseen(digits_dir: Path, tmp_path: Pa
         len(raw) - rng.integers(1, 2500, 200),
         rng.integers(0, len(raw), 150),
     )
-    for position in np.concatenate([head, tail, anywhere]):
+    flips = [(int(at), 1 << int(rng.integers(8))) for at in np.concatenate([head, tail, anywhere])]
+    flips += [(at, 128) for at in range(1100, 1500)]  # lengths that become negative
+    for position, bit in flips:
         data = bytearray(raw)
-        data[position] ^= 1 << int(rng.integers(8))
+        data[position] ^= bit
         (tmp_path / NAME).write_bytes(data)
         try:
             manifest = open_manifest(tmp_path)

@@ -68,7 +68,7 @@ def test_rows_of_a_whole_data_set(digits: Manifest, kind: str, fraction: float) 
         assert sum(len(one) for one in alone) == 1258 - pairs == len(set.union(*alone))
         assert all(abs(len(one) - (1258 - pairs) / 3) < 85 for one in alone)
     assert not rows.get("complete", set()) & set.union(*alone)
-    assert all(not len(pool) == 0 for pool in shown.pools)
+    assert all(len(pool) > 0 for pool in shown.pools)
     for pool in shown.pools:
         assert pool.shown.tolist() == [pool.name in ("complete", f"only {name}") for name in digits.modalities]
 
@@ -163,7 +163,9 @@ def test_balanced_steps_hold_exact_counts(
         present = refs.member_BM >= 0
         kinds = ["complete" if row.all() else f"only {list(PARTS)[int(row.argmax())]}" for row in present]
         assert {name: kinds.count(name) for name in expected} == expected
-        assert all((kind == "complete") == (sample in complete) for kind, sample in zip(kinds, refs.sample_B, strict=True))
+        assert all(
+            (kind == "complete") == (sample in complete) for kind, sample in zip(kinds, refs.sample_B, strict=True)
+        )
 
 
 def test_balanced_kinds_are_mixed_within_a_step(digits: Manifest) -> None:

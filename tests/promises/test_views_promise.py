@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_pairs_of_a_fraction_are_among_those_of_a_larger_one(digits_dir: Path, s
     fractions = [0.0, 0.001, 0.01, 0.05, 0.2, 0.5, 1.0]
     nested = [pairs(digits_dir, fraction, seed) for fraction in fractions]
     assert [len(keys) for keys in nested] == [round(fraction * 1258) for fraction in fractions]
-    assert all(fewer <= more for fewer, more in zip(nested, nested[1:], strict=False))
+    assert all(fewer <= more for fewer, more in pairwise(nested))
     assert pairs(digits_dir, 0.05, seed + 10) != nested[3]
 
 
