@@ -15,7 +15,7 @@ from pipeline.stream import PADDING, Collator, Refs
 def read(manifest: Manifest, run: Run, samples: np.ndarray) -> dict[str, np.ndarray]:
     """The values of these samples, all of which have all of the run's modalities."""
     members = manifest.members(samples, manifest.column(list(run.modalities)), np.zeros(len(samples), np.uint64))
-    batch = Collator(manifest, run.modalities)(Refs(samples, members, np.arange(len(samples))))
+    batch = Collator(manifest, run.modalities, budget=run.train.damage)(Refs(samples, members, np.arange(len(samples))))
     return {name: value.numpy() for name, value in batch.values.items()}
 
 

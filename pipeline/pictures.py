@@ -81,7 +81,7 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
 
     names = list(run.modalities)
     refs = in_order(manifest, "val", names, min(COLUMNS, len(manifest.split("val"))))[0]
-    batch = Collator(manifest, run.modalities)(refs)
+    batch = Collator(manifest, run.modalities, budget=run.train.damage)(refs)
     sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
     subsets = [subset for size in sizes for subset in combinations(names, size)]
     figure, axes = plt.subplots(len(subsets) + 1, len(batch), figsize=(len(batch) * 0.8, (len(subsets) + 1) * 1.05))

@@ -17,6 +17,12 @@ MODALITIES: dict[str, AnyModality] = {
     "label": Label(classes=10),
 }
 NAMES = list(MODALITIES)
+LABEL = {"label": Label(classes=10)}
+
+
+def one(key: str, split: str = "train", label: int = 3) -> Sample:
+    """A sample that has a label only."""
+    return Sample(key, split, {"label": np.asarray(label)})
 
 
 def value(key: str, name: str) -> np.ndarray | list[np.ndarray]:
