@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from infra.distributed import cores
-from infra.errors import UserError
+from infra.errors import UserError, nearest
 from jobs.arguments import RUNS, closing_json, jsonable, parse, split_name
 from pipeline import config
 from pipeline.config import Run, check
@@ -83,9 +83,13 @@ def _number(text: str) -> Any:
 def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     from infra.store import Destination, default_uri, prepare_store
     from infra.tracking import Tracker
+    from pipeline.evaluate import metric_names
     from pipeline.train import check_data
 
     manifest = check_data(plan.run)
+    known = metric_names(plan.run, "val")
+    if plan.metric not in known:
+        raise UserError(f"the sweep's metric: no validation metric {plan.metric!r}" + nearest(plan.metric, known))
     plan = replace(plan, run=config.override(plan.run, {"tracking.uri": plan.run.tracking.uri or default_uri()}))
     tracking = plan.run.tracking
     try:
@@ -244,6 +248,7 @@ def _trial(settings: dict[str, Any]) -> None:
 def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:
     """Logistic regression on the pairs of each view that was swept, for the accuracies among the table's columns."""
     from pipeline.baselines import complete_samples, logistic_regression
+    from pipeline.evaluate.classification import metric_name, questions
 
     keys = [key for key in plan.grid if key == "seed" or key.startswith("pairing.")]
     found = []
@@ -251,11 +256,10 @@ def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:
         cell = dict(zip(keys, values, strict=True))
         run = config.override(plan.run, cell)
         scores = {}
-        for column in plan.columns:
-            _, _, question = column.partition("/accuracy/")
-            label, _, given = question.partition("_given_")
-            if given:
-                scores[column] = logistic_regression(manifest, run, label, given.split("_"), column.split("/")[0])
+        for label, given in questions(run.modalities):
+            column = f"test/{metric_name(label, given)}"
+            if column in plan.columns:
+                scores[column] = logistic_regression(manifest, run, label, given)
         found.append(Baseline(cell, len(complete_samples(manifest, run, "train", run.pairing)), scores))
     return found
 

@@ -139,7 +139,10 @@ def build(run: Run) -> MultimodalVAE:
     """The model of a run with its initial weights, a function of the run's seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "weights") % 2**63)
-        return MultimodalVAE(run.modalities, run.model.latent)
+        try:
+            return MultimodalVAE(run.modalities, run.model.latent)
+        except KeyError as error:  # torch keeps names such as `type` and `half` for itself
+            raise UserError(f"a modality cannot have this name: {error.args[0]}; choose another") from None
 
 
 def load_weights(model: MultimodalVAE, checkpoint: Checkpoint) -> None:

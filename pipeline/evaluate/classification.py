@@ -32,10 +32,10 @@ def subsets(names: list[str]) -> list[tuple[str, ...]]:
 
 def accuracy_names(modalities: Mapping[str, Modality]) -> list[str]:
     """All metrics that `label_accuracy` gives for these modalities."""
-    return [metric_name(label, given) for label, given in _questions(modalities)]
+    return [metric_name(label, given) for label, given in questions(modalities)]
 
 
-def _questions(modalities: Mapping[str, Modality]) -> list[tuple[str, tuple[str, ...]]]:
+def questions(modalities: Mapping[str, Modality]) -> list[tuple[str, tuple[str, ...]]]:
     """(label, the modalities that it is predicted from) for every label and subset."""
     labels = [name for name, modality in modalities.items() if isinstance(modality, Label)]
     return [(label, given) for label in labels for given in subsets([name for name in modalities if name != label])]
@@ -52,7 +52,7 @@ def label_accuracy(
     counts: dict[str, float] = {}
     names = list(model.modalities)
     counted = (batch.weight_B > 0).cpu().numpy()
-    for label, given in _questions(model.modalities):
+    for label, given in questions(model.modalities):
         truth = torch.zeros(len(batch), dtype=torch.int64, device=batch.row_B.device)
         rows = batch.rows_of[label]
         if len(rows):

@@ -139,3 +139,13 @@ def test_accumulation_changes_nothing(digits_dir: Path) -> None:
         run = replace(run, train=replace(run.train, log_every=1))
         results.append(train(run, digits_dir.parent / f"accumulate{accumulate}").loss)
     assert results[1] == pytest.approx(results[0], rel=1e-5)
+
+
+def test_a_name_that_torch_keeps_for_itself_is_refused(digits_dir: Path) -> None:
+    from dataclasses import replace
+
+    from infra.errors import UserError
+
+    run = a_run(digits_dir)
+    with pytest.raises(UserError, match="cannot have this name"):
+        build(replace(run, modalities={"half": run.modalities["top"]}, objective=replace(run.objective, lambda_={})))
