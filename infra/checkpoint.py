@@ -35,12 +35,13 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def tensors(self, *groups: str) -> dict[str, Tensor]:
-        """The tensors of these groups (file names without ending), all of one dictionary."""
+        """The tensors of these groups (file names without ending), all of one dictionary; an absent group has none."""
         from safetensors.torch import load_file
 
         result: dict[str, Tensor] = {}
         for group in groups:
-            result |= load_file(self.path / f"{group}.safetensors")
+            if f"{group}.safetensors" in self.meta["files"]:
+                result |= load_file(self.path / f"{group}.safetensors")
         return result
 
 

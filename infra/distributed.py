@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+LAUNCHER = "PAIRSTREAM_LAUNCHER"
+"""Environment variable with the process id of who started the ranks."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the others. On CPU the backend is gloo, on CUDA nccl."""
@@ -60,6 +64,14 @@ class World:
         dist.all_gather_object(result, value)
         return result
 
+    def raise_together(self, failure: str | None) -> None:
+        """Raise UserError on every rank where any rank has a failure. Collective."""
+        failures = [str(text) for text in self.gather(failure) if text]
+        if failures:
+            error = UserError(failures[0])
+            error.shared = True
+            raise error
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         import torch.distributed as dist
@@ -77,17 +89,24 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     """Join the process group (made once per process) and settle device and threads.
 
     A process on its own needs no port: its group lives in memory. Raises UserError where CUDA is asked for and
-    there is none.
+    there is none, or fewer devices than ranks.
     """
+    if device == "cpu":  # before CUDA starts: everything behind us takes a device that it sees
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
     import torch.distributed as dist
 
+    _end_with_launcher()
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device is cuda, but torch sees no CUDA device; use --engine.device auto or cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {local_rank} of this machine has no CUDA device; there are {torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(place)
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
@@ -98,6 +117,17 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, cores() // local_size))
     return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+
+
+def _end_with_launcher() -> None:
+    """Ask the kernel for TERM (save and stop) when the launcher is killed, so that no rank is left behind."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(launcher):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def cores() -> int:
@@ -116,23 +146,34 @@ def free_port(port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
+def check_ranks(ranks: int) -> None:
+    """Raise UserError for more ranks than cores."""
+    if ranks > cores():
+        raise UserError(f"--ranks {ranks}: this machine lets us use {cores()} cores; ask for at most that many")
+
+
 def launch(command: Sequence[str], ranks: int, port: int = 0) -> int:
     """Run `command` as `ranks` processes on this machine and return the job's exit code.
 
     Signals go on to every rank. When one rank fails the others are told to stop, and killed 10 seconds later; the
     code is that of the first rank that failed. Raises UserError for more ranks than cores or a port that is taken.
     """
-    if ranks > cores():
-        raise UserError(f"--ranks {ranks}: this machine lets us use {cores()} cores; ask for at most that many")
+    check_ranks(ranks)
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port(port)),
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
+        LAUNCHER: str(os.getpid()),
     }
     common.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // ranks))))
     workers = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        # a session of their own: a terminal's Ctrl-C would reach them a second time, beside ours
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+        )
         for rank in range(ranks)
     ]
 
@@ -156,17 +197,20 @@ def launch(command: Sequence[str], ranks: int, port: int = 0) -> int:
 
 
 def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; once one fails, give the others a grace period. Returns the first failure's code, or 0."""
+    """Wait for all; once one fails, give the others a grace period. Returns the first failure's code, or 0.
+
+    Ranks that were told to stop have agreed on it and saved: they end by themselves, within a minute.
+    """
     failed, deadline = 0, float("inf")
     while any(worker.poll() is None for worker in workers):
         codes = [worker.poll() for worker in workers]
         if not failed and any(codes):
             rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
-            deadline = time.monotonic() + 10
-            if failed != REQUEUE:  # told to stop, the ranks have agreed and saved
+            deadline = time.monotonic() + (60 if failed == REQUEUE else 10)
+            if failed not in (REQUEUE, 2):  # with 2 a rank has said why
                 print(f"rank {rank} ended with code {failed}; stopping the others", file=sys.stderr)
             for worker in workers:
-                if worker.poll() is None:
+                if worker.poll() is None and failed != REQUEUE:
                     worker.terminate()
         if time.monotonic() > deadline:
             for worker in workers:

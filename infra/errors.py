@@ -2,7 +2,12 @@
 
 
 class UserError(Exception):
-    """A sentence that says what was wrong, where, and what to do. Jobs print it and exit with code 2."""
+    """A sentence that says what was wrong, where, and what to do. Jobs print it and exit with code 2.
+
+    `shared`: every rank raises it, so that one of them is enough to print it.
+    """
+
+    shared = False
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -65,7 +65,10 @@ class Tracker:
     `ship_every`: seconds between deliveries, doubled up to a minute while the store does not answer.
     """
 
-    def __init__(self, directory: Path, destination: Destination, ship_every: float = 5.0) -> None:
+    def __init__(
+        self, directory: Path, destination: Destination, ship_every: float = 5.0, running: bool = True
+    ) -> None:
+        """`running`: the run is at work from now on; False adds to a run that has ended, whose status stays."""
         self.directory, self.ship_every = directory, ship_every
         self.journal = Journal(directory)
         # An absolute path, so that sync() works from anywhere.
@@ -74,7 +77,8 @@ class Tracker:
         self._disk_error: str | None = None
         self._error: str | None = None
         self._stop, self._deadline = threading.Event(), math.inf
-        self._write(self.journal.status, "RUNNING")
+        if running:
+            self._write(self.journal.status, "RUNNING")
         self._thread = threading.Thread(target=self._ship, name="pairstream-tracking", daemon=True)
         self._thread.start()
 
@@ -90,10 +94,11 @@ class Tracker:
     def artifact(self, path: Path, folder: str = "") -> None:
         self._write(self.journal.artifact, path, folder)
 
-    def close(self, status: str, timeout: float = 30.0) -> Delivery:
-        """Journal the status and deliver the rest, for at most `timeout` seconds; `sync` does it later."""
+    def close(self, status: str | None = None, timeout: float = 30.0) -> Delivery:
+        """Journal the status (None: it stays) and deliver the rest, at most `timeout` seconds; `sync` does it later."""
         if not self._stop.is_set():
-            self._write(self.journal.status, status)
+            if status is not None:
+                self._write(self.journal.status, status)
             self._deadline = time.monotonic() + timeout
             self._stop.set()
             self._thread.join(timeout)

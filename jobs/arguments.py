@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +14,15 @@ import tyro
 
 from infra.errors import UserError
 from infra.store import RUNS
+from pipeline import config
+from pipeline.config import Run
 
 T = TypeVar("T")
+FREE_ON_RESUME = (
+    "engine.zero_stage", "engine.accumulate", "engine.device", "engine.threads", "engine.workers",
+    "tracking.", "train.keep", "train.checkpoint_every", "train.damage", "data",
+)  # fmt: skip
+"""Fields that a resumed run may change: none of them changes what is computed."""
 
 
 def parse(job: str, kind: type[T], arguments: list[str], default: T | None = None, about: str = "") -> T:
@@ -37,6 +46,38 @@ def split_name(job: str, what: str, arguments: list[str], known: list[str]) -> t
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"pairstream {job} needs a {what} first: one of {', '.join(known)}")
     return arguments[0], arguments[1:]
+
+
+@dataclass
+class Early:
+    """The few options that decide where the other options' defaults come from."""
+
+    out: Path | None = None
+    resume: bool = False
+    source: str | None = None
+
+
+def early_options(arguments: list[str]) -> Early:
+    """--out, --resume and --from, before the rest is parsed. Raises UserError where one lacks its value."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--from", dest="source")
+    try:
+        return parser.parse_known_args(arguments, Early())[0]
+    except SystemExit:
+        raise UserError("--out and --from need a value") from None
+
+
+def refuse_changes(saved: Run, wanted: Run) -> None:
+    """Raise UserError where a resumed run would compute something else than it began with."""
+    before, after = (config.flatten(config.to_dict(run)) for run in (saved, wanted))
+    for key in before.keys() | after.keys():
+        if before.get(key) != after.get(key) and not key.startswith(FREE_ON_RESUME):
+            raise UserError(
+                f"--resume: {key} was {before.get(key)} and cannot become {after.get(key)} in mid-run; "
+                "start another run from this one with --from"
+            )
 
 
 def find_run(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib import import_module
 
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = import_module(JOBS[name][0]).main(rest)
         return code
     except UserError as error:
+        if error.shared and os.environ.get("RANK", "0") != "0":
+            return 2  # rank 0 says it
         print(f"pairstream: {error}", file=sys.stderr)
         if "--json" in rest:
             print(json.dumps({"job": name, "error": str(error)}))

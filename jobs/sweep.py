@@ -7,8 +7,8 @@ minutes for `pairstream sweep digits` on two cores.
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,12 +20,15 @@ import tyro
 
 from infra.distributed import cores
 from infra.errors import UserError, nearest
-from jobs.arguments import RUNS, closing_json, jsonable, parse, split_name
+from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
 from pipeline import config
 from pipeline.config import Run, check
 from pipeline.recipes import SWEEPS, sweep
 from pipeline.recipes.sweep import Sweep
-from pipeline.sweep_table import Baseline, Trial, best_trials, draw, write_csv
+from pipeline.sweep_table import Baseline, Trial, best_trials, draw, show, write_csv
+
+PLAN = "sweep.json"
+UNFINISHED = "not finished"
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,41 @@ def main(arguments: list[str]) -> int:
         print("sweeps: " + ", ".join(SWEEPS) + "\npairstream sweep RECIPE --help lists every field")
         return 0
     name, rest = split_name("sweep", "recipe", arguments, list(SWEEPS))
-    plan = sweep(name)
+    plan, saved = sweep(name), None
+    early = early_options(rest)
+    if early.resume:
+        check(early.out is not None, "--resume needs --out DIR of the sweep to continue")
+        plan = saved = _load(Path(early.out or ""), plan)
     options = parse(f"sweep {name}", Options, rest, Options(run=plan.run), about=__doc__)
     check(1 <= options.cpus <= cores(), f"--cpus {options.cpus}: this machine lets us use {cores()} cores")
-    check(not options.resume or options.out is not None, "--resume needs --out DIR of the sweep to continue")
     run = config.override(options.run, {"engine.threads": options.cpus, "data": str(options.run.data.resolve())})
     plan = replace(plan, run=run, grid=_grid(options.grid) or plan.grid)
     directory = (options.out or RUNS / f"sweep-{name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
-    if directory.exists() and any(directory.iterdir()) and not options.resume:
-        raise UserError(f"{directory} is not empty: continue that sweep with --resume, or choose another --out")
+    if saved:
+        refuse_changes(saved.run, run)
+        check(
+            plan.cells() == saved.cells(),
+            f"--resume: the grid of {directory} was {dict(saved.grid)}; leave --grid away",
+        )
+    elif directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(
+            f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
+        )
     return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
+
+
+def _save(plan: Sweep, directory: Path) -> None:
+    values = {"run": config.to_dict(plan.run), "grid": {key: list(values) for key, values in plan.grid.items()}}
+    (directory / PLAN).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _load(directory: Path, recipe: Sweep) -> Sweep:
+    """The sweep that a directory began with. Raises UserError where there is none."""
+    try:
+        values = json.loads((directory / PLAN).read_text())
+        return replace(recipe, run=config.from_dict(values["run"], str(directory / PLAN)), grid=values["grid"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"there is no sweep to resume in {directory} ({error})") from None
 
 
 def _grid(items: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -94,7 +122,7 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     tracking = plan.run.tracking
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        config.save(plan.run, directory / "sweep.json")
+        _save(plan, directory)
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --out") from None
     identity = directory.name
@@ -112,7 +140,7 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         files = [write_csv(plan, trials, baselines, command, directory / "table.csv")]
         picture = draw(plan, trials, baselines, directory / "supervision.png")
         files += [picture] if picture else []
-        _show(plan, trials, baselines)
+        show(plan, trials, baselines)
         failed = [trial for trial in trials if trial.error]
         status = "FAILED" if failed else "FINISHED"
         best = best_trials(plan, trials)
@@ -207,8 +235,8 @@ def _run_trials(plan: Sweep, directory: Path, identity: str, cpus: int) -> list[
     for number, cell in enumerate(cells):
         result = results.get(_trial_name(number, cell))
         place = directory / _trial_name(number, cell)
-        if result is None or result.error or not result.metrics:
-            reason = str(result.error or "no result").strip().splitlines()[-1] if result else "never started"
+        if result is None or result.error or "pairs" not in (result.metrics or {}):
+            reason = str(result.error or UNFINISHED).strip().splitlines()[-1] if result else UNFINISHED
             trials.append(Trial(cell, place, {}, 0, reason))
             continue
         metrics = {name: value for name, value in result.metrics.items() if name.startswith(("val/", "test/"))}
@@ -262,29 +290,3 @@ def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:
                 scores[column] = logistic_regression(manifest, run, label, given)
         found.append(Baseline(cell, len(complete_samples(manifest, run, "train", run.pairing)), scores))
     return found
-
-
-def _show(plan: Sweep, trials: list[Trial], baselines: list[Baseline]) -> None:
-    """The table; the best trial of each fraction, by validation, in bold."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = [plan.metric, *plan.columns]
-    titles = ["model", *plan.grid, "pairs", *columns]
-    table = Table(*(re.sub("[./_]", " ", title) for title in titles), title=f"sweep of {plan.run.recipe}")
-    best = best_trials(plan, trials)
-    for number, trial in enumerate(trials):
-        values = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "-" for name in columns]
-        style = "bold" if number in best else "red" if trial.error else None
-        table.add_row("MVAE", *(str(trial.cell[key]) for key in plan.grid), str(trial.pairs), *values, style=style)
-    for baseline in baselines:
-        cells = [str(baseline.cell.get(key, "")) for key in plan.grid]
-        values = [f"{baseline.scores[name]:.4f}" if name in baseline.scores else "" for name in columns]
-        table.add_row("LR", *cells, str(baseline.pairs), *values, style="cyan")
-    Console(width=max(120, Console().width)).print(table)
-    print(
-        "bold: best of its fraction by validation; LR: logistic regression on the same pairs; ELBO in nats, λ = β = 1"
-    )
-    for trial in trials:
-        if trial.error:
-            print(f"failed: {trial.directory.name}: {trial.error}")

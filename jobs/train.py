@@ -7,30 +7,26 @@ laptop.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from infra.distributed import is_worker, launch
+from infra.distributed import check_ranks, is_worker, launch
 from infra.errors import UserError
 from infra.preemption import REQUEUE
-from jobs.arguments import RUNS, closing_json, find_run, parse, split_name
+from jobs.arguments import RUNS, closing_json, early_options, find_run, parse, refuse_changes, split_name
 from pipeline import config
 from pipeline.config import Run, check
 from pipeline.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
     from pipeline.train import Result
-
-FREE_ON_RESUME = ("engine.", "tracking.", "train.keep", "train.checkpoint_every", "train.damage", "data")
-"""Fields that a resumed run may change: none of them changes what is computed."""
 
 
 @dataclass(frozen=True)
@@ -54,53 +50,34 @@ class Options:
     """Print one JSON object as the last line."""
 
 
-@dataclass
-class _Early:
-    """The few options that decide where the other options' defaults come from."""
-
-    out: Path | None = None
-    resume: bool = False
-    source: str | None = None
-    rest: list[str] = field(default_factory=list)
-
-
 def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__)
         print("recipes: " + ", ".join(RECIPES) + "\npairstream train RECIPE --help lists every field")
         return 0
     name, rest = split_name("train", "recipe", arguments, list(RECIPES))
-    early = _early(rest)
+    early = early_options(rest)
     default, saved = recipe(name), None
     directory = early.out
     if early.resume:
         directory = directory or _unfinished(name)
+        check((directory / "run.json").is_file(), f"there is no run to resume in {directory}")
         saved = default = config.load(directory / "run.json")
     elif early.source:
         default = config.load(find_run(early.source) / "run.json")
     options = parse(f"train {name}", Options, rest, Options(run=default), about=__doc__)
     check(options.seeds >= 1 and options.ranks >= 1, "--seeds and --ranks must be at least 1")
-    check(not (options.resume and options.seeds > 1), "--resume continues one run; leave --seeds away")
+    check(
+        not (options.resume and options.seeds > 1),
+        "--resume continues one run: name the seed's directory with --out, and leave --seeds away",
+    )
     check(not options.weights or options.source is not None, "--weights needs --from RUN")
     if saved:
-        _refuse_changes(saved, options.run)
+        refuse_changes(saved, options.run)
     directory = directory or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if not options.resume and not is_worker() and (directory / "run.json").exists():
-        raise UserError(f"{directory} holds a run already: continue it with --resume, or choose another --out")
     if options.ranks > 1 and not is_worker():
         return _start_ranks(name, rest, directory, options)
     return _train(options, directory)
-
-
-def _early(arguments: list[str]) -> _Early:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--from", dest="source")
-    try:
-        return parser.parse_known_args(arguments, _Early())[0]
-    except SystemExit:
-        raise UserError("--out and --from need a value") from None
 
 
 def _unfinished(name: str) -> Path:
@@ -118,22 +95,12 @@ def _unfinished(name: str) -> Path:
     raise UserError(f"no unfinished run of {name} under {RUNS}/: name one with --out DIR")
 
 
-def _refuse_changes(saved: Run, wanted: Run) -> None:
-    """Raise UserError where a resumed run would compute something else than it began with."""
-    before, after = (config.flatten(config.to_dict(run)) for run in (saved, wanted))
-    for key in before.keys() | after.keys():
-        if before.get(key) != after.get(key) and not key.startswith(FREE_ON_RESUME):
-            raise UserError(
-                f"--resume: {key} was {before.get(key)} and cannot become {after.get(key)} in mid-run; "
-                "start another run from this one with --from"
-            )
-
-
 def _start_ranks(name: str, rest: list[str], directory: Path, options: Options) -> int:
     """Check what can be checked once, then run this very command on several ranks."""
     from pipeline.manifest import check_shards, open_manifest
     from pipeline.train import check_world
 
+    check_ranks(options.ranks)
     check_world(options.run, options.ranks)
     check_shards(open_manifest(options.run.data), options.run.train.damage)
     try:
@@ -206,7 +173,8 @@ def _report(result: Result) -> None:
 
 def _spread(results: list[Result]) -> dict[str, tuple[float, float]]:
     """Mean and sample standard deviation of each validation metric over the seeds."""
-    values = {name: [result.metrics[name] for result in results] for name in sorted(results[0].metrics)}
+    done = [result.metrics for result in results if result.status != "preempted"]
+    values = {name: [metrics[name] for metrics in done] for name in sorted(done[0])} if done else {}
     return {n: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for n, v in values.items()}
 
 

@@ -25,9 +25,9 @@ State = dict[str, Tensor]
 """Full fp32 tensors by name: `model.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`."""
 
 
-def _import_deepspeed() -> Any:
+def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed without its start-up noise and without compiling anything."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use.*", category=FutureWarning)
     warnings.filterwarnings("ignore", module="deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -47,7 +47,7 @@ class Engine:
 
     def __init__(self, model: MultimodalVAE, run: Run, world: World, state: State | None = None) -> None:
         """Collective. With `state`, weights and optimizer continue from there bit for bit."""
-        deepspeed = _import_deepspeed()
+        deepspeed = _import_deepspeed(world.device)
         from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState, DistributedType
 
@@ -79,7 +79,7 @@ class Engine:
         # DeepSpeed may take a step of zero gradients to make the optimizer's state; Adam must not count it.
         for entry in optimizer.state.values():
             entry["step"] = torch.zeros_like(torch.as_tensor(entry["step"]))
-        if state is not None:
+        if state is not None and "step" in state:
             self._restore_optimizer(state)
 
     @property
@@ -112,20 +112,24 @@ class Engine:
         return {name: found[id(parameter)] for name, parameter in named.items()}
 
     def state(self) -> State:
-        """All parameters and moments as whole fp32 CPU tensors. Collective: every rank must call it."""
+        """All parameters and moments as whole fp32 CPU tensors; before a first step, the parameters alone. Collective:
+        every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         result: State = {}
         masters = self._masters() if self.stage == 0 else {}
+        moments = MOMENTS if self.module.global_steps else ()
         for name, parameter in self._named():
             if self.stage == 0:
                 master = masters[name]
-                parts = [master, *(self._adam.state[master][moment] for moment in MOMENTS)]
+                parts = [master, *(self._adam.state[master][moment] for moment in moments)]
             else:
                 parts = [safe_get_full_fp32_param(parameter)]
-                parts += [safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
-            for kind, tensor in zip(("model", *MOMENTS), parts, strict=True):
+                parts += [safe_get_full_optimizer_state(parameter, moment) for moment in moments]
+            for kind, tensor in zip(("model", *moments), parts, strict=True):
                 result[f"{kind}.{name}"] = tensor.detach().float().cpu().clone()
+        if not moments:
+            return result
         step = next(entry["step"] for entry in self._adam.state.values() if "step" in entry)
         result["step"] = torch.as_tensor(step).detach().float().cpu().clone().reshape(1)
         return result

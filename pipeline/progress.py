@@ -10,7 +10,6 @@ from typing import Any
 
 from infra.checkpoint import Checkpoint
 from infra.distributed import World
-from infra.errors import UserError
 from pipeline.batch import Batch
 from pipeline.config import Training
 from pipeline.objectives.terms import Terms
@@ -62,6 +61,8 @@ class Progress:
     worse: int = 0
     """Validations since the best one."""
     window: Window = field(default_factory=Window)
+    saved: int = -1
+    """The step whose checkpoint this process has written or loaded; the same on every rank."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, world: World) -> Progress:
@@ -74,14 +75,16 @@ class Progress:
         else:
             window.sums = Counter(dict.fromkeys(saved["window"], 0))
             window.counts = Counter(dict.fromkeys(saved["window"], 0))
-        return cls(checkpoint.step, saved["loss"], saved["metrics"], checkpoint.meta["best"], saved["worse"], window)
+        step, loss, best = checkpoint.step, saved["loss"], checkpoint.meta["best"]
+        loss = math.nan if loss is None else loss
+        return cls(step, loss, saved["metrics"], best, saved["worse"], window, saved=step)
 
     def meta(self, world: World) -> dict[str, Any]:
         """For COMPLETE.json. Collective."""
         return {
             "best": self.best,
             "progress": {
-                "loss": self.loss,
+                "loss": self.loss if math.isfinite(self.loss) else None,
                 "metrics": self.metrics,
                 "worse": self.worse,
                 "window": self.window.totals(world),
@@ -104,14 +107,21 @@ class Progress:
         return 0 < training.patience <= self.worse
 
 
-def agree(world: World, asked: bool, terms: list[Terms], batches: list[Batch], step: int) -> tuple[bool, float]:
+def agree(
+    world: World, asked: bool, failure: str | None, terms: list[Terms], batches: list[Batch], step: int
+) -> tuple[bool, float]:
     """(whether any rank was told to stop, the loss of the global batch). Collective, before anything is updated.
 
-    Raises UserError on all ranks, naming the offending keys, where a loss is not finite.
+    Raises UserError on all ranks where one of them has a failure (its data could not be read), or where a loss is not
+    finite, naming the offending keys.
     """
     loss = sum(float(term.loss.detach()) for term in terms) / len(terms)
     broken = not math.isfinite(loss)
-    stop, any_broken, total = world.sum([float(asked), float(broken), 0.0 if broken else loss])
+    stop, failures, any_broken, total = world.sum(
+        [float(asked), float(failure is not None), float(broken), 0.0 if broken else loss]
+    )
+    if failures:
+        world.raise_together(failure)
     if any_broken:
         keys = [
             key
@@ -120,7 +130,7 @@ def agree(world: World, asked: bool, terms: list[Terms], batches: list[Batch], s
             if not math.isfinite(value)
         ]
         named = [key for some in world.gather(keys) for key in some]  # type: ignore[attr-defined]
-        raise UserError(
+        world.raise_together(
             f"the loss of step {step + 1} is not finite and nothing was updated; rows: "
             + (", ".join(named[:10]) or "none by itself")
             + (f" and {len(named) - 10} more" if len(named) > 10 else "")

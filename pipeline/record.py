@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from infra.distributed import World
 from infra.errors import UserError
-from infra.journal import Journal
+from infra.journal import JOURNAL, Journal
 from infra.store import Destination, default_uri, prepare_store
 from infra.tracking import Tracker
 from pipeline import config
@@ -41,6 +41,11 @@ def destination(run: Run, directory: Path, identity: str | None = None, parent: 
     )
 
 
+def training_lock(directory: Path) -> FileLock:
+    """Held by the process that trains in a run's directory; taking it raises filelock.Timeout at once."""
+    return FileLock(directory / "training.lock", timeout=0)
+
+
 class Record:
     """A run's record, kept by rank 0; the other ranks have one that does nothing. Leaving it ends the MLflow run."""
 
@@ -50,24 +55,37 @@ class Record:
         directory: Path,
         manifest: Manifest,
         world: World,
+        resume: bool = False,
         identity: str | None = None,
         parent: str | None = None,
     ) -> None:
-        self.run, self.directory, self.manifest, self.world = run, directory, manifest, world
+        self.run, self.directory, self.manifest, self.world, self.resume = run, directory, manifest, world, resume
         self.identity, self.parent = identity, parent
         self.book: Tracker | Journal | None = None
         self._status = "FAILED"
 
     def __enter__(self) -> Record:
-        """Make store and directory. Raises UserError where it cannot be written or another process trains in it."""
-        if not self.world.is_main:
-            return self
+        """Make store and directory. Collective. Raises UserError, on every rank, where the directory cannot be written,
+        another process trains in it, or it holds a run that is not to be resumed."""
+        failure = None
+        if self.world.is_main:
+            try:
+                self._open()
+            except UserError as error:
+                failure = str(error)
+        self.world.raise_together(failure)
+        return self
+
+    def _open(self) -> None:
         where = destination(self.run, self.directory, self.identity, self.parent)
+        used = [name for name in ("run.json", "checkpoints", JOURNAL) if (self.directory / name).exists()]
+        if used and not self.resume:
+            raise UserError(f"{self.directory} holds a run already: continue it with --resume, or choose another --out")
         if self.run.tracking.enabled:
             prepare_store(where.uri, where.experiment, None)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.directory / "training.lock", timeout=0)
+            self._lock = training_lock(self.directory)
             self._lock.acquire()
             config.save(self.run, self.directory / "run.json")
         except Timeout:
@@ -80,7 +98,6 @@ class Record:
         self.book.params(config.flatten(config.to_dict(self.run)))
         self.book.tags(self._tags())
         self.book.artifact(self.directory / "run.json")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -88,7 +105,12 @@ class Record:
         if not self.world.is_main:
             return
         if isinstance(self.book, Tracker):
-            self.book.close("KILLED" if kind is KeyboardInterrupt else self._status)
+            delivery = self.book.close("KILLED" if kind is KeyboardInterrupt else self._status)
+            if delivery.pending:
+                print(
+                    f"MLflow has not got {delivery.pending} lines of {self.directory}'s journal "
+                    f"({delivery.error or 'no time left'}); pairstream review --sync delivers them"
+                )
         elif self.book:
             self.book.close()
         self._lock.release()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,3 +99,32 @@ def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Pat
     figure.savefig(file, dpi=110)
     plt.close(figure)
     return file
+
+
+def show(plan: Sweep, trials: list[Trial], baselines: list[Baseline]) -> None:
+    """The table; the best trial of each fraction, by validation, in bold."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [plan.metric, *plan.columns]
+    titles = ["model", *plan.grid, "pairs", *columns]
+    table = Table(*(re.sub("[./_]", " ", title) for title in titles), title=f"sweep of {plan.run.recipe}")
+    best = best_trials(plan, trials)
+    for number, trial in enumerate(trials):
+        values = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "-" for name in columns]
+        style = "bold" if number in best else "red" if trial.error else None
+        table.add_row("MVAE", *(str(trial.cell[key]) for key in plan.grid), str(trial.pairs), *values, style=style)
+    for baseline in baselines:
+        cells = [str(baseline.cell.get(key, "")) for key in plan.grid]
+        values = [f"{baseline.scores[name]:.4f}" if name in baseline.scores else "" for name in columns]
+        table.add_row("LR", *cells, str(baseline.pairs), *values, style="cyan")
+    Console(width=max(120, Console().width)).print(table)
+    print(
+        "bold: best of its fraction by validation; LR: logistic regression on the same pairs; ELBO in nats, λ = β = 1"
+    )
+    for trial in trials:
+        if trial.error:
+            print(f"failed: {trial.directory.name}: {trial.error}")
+    if any(trial.error for trial in trials):
+        where = os.path.relpath(trials[0].directory.parent)
+        print(f"continue with: pairstream sweep {plan.run.recipe} --resume --out {where}")

@@ -21,7 +21,7 @@ from infra.distributed import World
 from infra.errors import UserError, nearest
 from infra.preemption import StopRequest
 from pipeline import config
-from pipeline.batch import Batch
+from pipeline.batch import Batch, empty_batch
 from pipeline.config import Run
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate, metric_names
@@ -86,7 +86,7 @@ def train(
     stream = Stream(manifest, rows, run.modalities, run.seed, run.train.batch)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
     last = _last_checkpoint(checkpoints, manifest, world) if resume else None  # refuses before anything is written
-    with StopRequest() as stop, Record(run, directory, manifest, world, identity, parent) as record:
+    with StopRequest() as stop, Record(run, directory, manifest, world, resume, identity, parent) as record:
         model = build(run)
         if weights_from and not last:
             load_weights(model, weights_from)
@@ -95,11 +95,13 @@ def train(
         collate = Collator(manifest, run.modalities, directory / f"quarantine.{world.rank}.jsonl", run.train.damage)
         status = "stopped early" if progress.out_of_patience(run.train) else "finished"
 
-        for step, batches in _read_ahead(stream, collate, run, world, progress.step):
+        if weights_from and not last:  # a kill before the first checkpoint must not lose them
+            _save(engine, checkpoints, progress, run, manifest, world)
+        for step, batches, failure in _read_ahead(stream, collate, run, world, progress.step):
             if status == "stopped early":
                 break
             terms = [_score(engine, model, run, batch, step, world) for batch in batches]
-            stopping, loss = agree(world, stop.asked, terms, batches, step)
+            stopping, loss = agree(world, stop.asked, failure, terms, batches, step)
             if stopping:
                 status = "preempted"
                 break
@@ -192,13 +194,20 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 def _read_ahead(
     stream: Stream, collate: Collator, run: Run, world: World, start: int
-) -> Iterator[tuple[int, list[Batch]]]:
-    """(step, this rank's micro-batches) of the remaining steps."""
+) -> Iterator[tuple[int, list[Batch], str | None]]:
+    """(step, this rank's micro-batches, None) of the remaining steps.
+
+    Where they cannot be read, batches of nothing and the reason: the other ranks are in the midst of collectives, and
+    all must stop together.
+    """
     share = run.train.batch // world.size // run.engine.accumulate
 
-    def fetch(step: int) -> tuple[int, list[Batch]]:
+    def fetch(step: int) -> tuple[int, list[Batch], str | None]:
         refs = rows_for_rank(stream.global_batch(step), world.rank, world.size)
-        return step, [collate(refs[i * share : (i + 1) * share]) for i in range(run.engine.accumulate)]
+        try:
+            return step, [collate(refs[i * share : (i + 1) * share]) for i in range(run.engine.accumulate)], None
+        except UserError as error:
+            return step, [empty_batch(run.modalities, world.device)] * run.engine.accumulate, str(error)
 
     return prefetch(fetch, start, run.train.steps, run.engine.workers)
 
@@ -242,8 +251,7 @@ def _save(
     engine: Engine, checkpoints: Checkpoints, progress: Progress, run: Run, manifest: Manifest, world: World
 ) -> None:
     """Write a checkpoint, once per step. Collective; rank 0 writes, and a failure there stops all ranks."""
-    if progress.step == 0 or progress.step in checkpoints.all()[-1:]:
-        world.barrier()
+    if progress.saved == progress.step:
         return
     state = engine.state()
     meta = {
@@ -257,10 +265,10 @@ def _save(
     if world.is_main:
         weights = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
         groups = {"model": weights, "optimizer": {n: t for n, t in state.items() if n not in weights}}
+        groups = {name: tensors for name, tensors in groups.items() if tensors}
         try:
             checkpoints.save(progress.step, groups, meta)
         except UserError as error:
             failure = str(error)
-    failures = [text for text in world.gather(failure) if text]
-    if failures:
-        raise UserError(str(failures[0]))
+    world.raise_together(failure)
+    progress.saved = progress.step

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import Timeout
+
 from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.errors import UserError
@@ -14,7 +16,7 @@ from infra.tracking import Tracker
 from pipeline import config
 from pipeline.config import Run
 from pipeline.evaluate import evaluate
-from pipeline.record import destination
+from pipeline.record import destination, training_lock
 from pipeline.train import build, check_data, load_weights
 
 
@@ -80,7 +82,11 @@ def _write(result: Evaluation, run: Run) -> None:
         writer.writerow(["metric", "value"])
         writer.writerows(sorted(result.metrics.items()))
     if run.tracking.enabled:
-        tracker = Tracker(result.directory, destination(run, result.directory))
-        tracker.metrics(result.step, result.metrics)
-        tracker.artifact(table)
-        tracker.close("FINISHED")
+        try:
+            with training_lock(result.directory):
+                tracker = Tracker(result.directory, destination(run, result.directory), running=False)
+                tracker.metrics(result.step, result.metrics)
+                tracker.artifact(table)
+                tracker.close()
+        except Timeout:
+            print(f"{result.directory} is still training: these numbers are in {table}, not in MLflow")

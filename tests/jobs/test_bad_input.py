@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "digits", "--weights"], "--from"),
         (["train", "digits", "--from", "nobody"], "no run 'nobody'"),
         (["train", "digits", "--resume"], "no unfinished run of digits"),
-        (["train", "digits", "--resume", "--out", "nowhere"], "cannot read the run's configuration"),
+        (["train", "digits", "--resume", "--out", "nowhere"], "no run to resume in nowhere"),
         (["train", "digits"], "pairstream prepare"),
         (["prepare", "digit"], "did you mean 'digits'"),
         (["inspect"], "needs a directory"),
@@ -51,6 +51,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["sweep", "digits", "--grid", "pairing.fraction=2"], "between 0 and 1"),
         (["sweep", "digits", "--grid", "pairing.fraction"], "KEY=VALUE"),
         (["sweep", "digits", "--cpus", "1000"], "cores"),
+        (["sweep", "digits", "--resume"], "needs --out"),
+        (["sweep", "digits", "--resume", "--out", "nowhere"], "no sweep to resume in nowhere"),
         (["bench", "stpe"], "did you mean 'step'"),
     ],
 )  # fmt: skip
@@ -188,3 +190,29 @@ def test_ranks_with_an_output_directory_that_cannot_be_written(
 ) -> None:
     Path("file").write_text("precious")
     assert "cannot be written" in refused(capsys, *train, "--ranks", "2", "--out", "file/run")
+
+
+def test_training_again_into_a_used_directory_is_refused(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """From the command line, with seeds, and from Python: old weights never stand under a new configuration."""
+    from infra.errors import UserError
+    from pipeline import config
+    from pipeline.train import train as train_run
+
+    assert main([*train, "--seeds", "2"]) == 0
+    weights = Path("out-seed0/checkpoints/step_2/model.safetensors").read_bytes()
+    assert "holds a run already" in refused(capsys, *train, "--seeds", "2", "--optim.lr", "0.1")
+    run = config.override(config.load(Path("out-seed0/run.json")), {"optim.lr": 0.1})
+    with pytest.raises(UserError, match="holds a run already"):
+        train_run(run, Path("out-seed0"))
+    assert Path("out-seed0/checkpoints/step_2/model.safetensors").read_bytes() == weights
+    assert config.load(Path("out-seed0/run.json")).optim.lr != 0.1
+
+
+def test_a_sweep_into_a_file(digits_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    options = ["--data", str(digits_dir), "--out", str(tmp_path / "file")]
+    assert "is in use" in refused(capsys, "sweep", "digits", *options)
+
+
+def test_cores_are_named_before_the_batch(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cores" in refused(capsys, *train, "--ranks", "64")

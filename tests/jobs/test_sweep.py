@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import UserError
 from infra.journal import points
 from infra.store import runs
 from jobs.cli import main
+from jobs.sweep import main as sweep_job
 from pipeline import config
 from pipeline.config import override
 from pipeline.recipes.digits import digits_sweep
@@ -60,7 +62,9 @@ def test_a_sweep_is_its_plain_runs_and_one_honest_record(
     before = [
         (Path(trial["directory"]) / "journal.jsonl").read_text().count("train/elbo") for trial in result["trials"]
     ]
-    assert main([*command, "--resume"]) == 0
+    with pytest.raises(UserError, match=r"optim\.lr was"):
+        sweep_job(["digits", "--resume", "--out", "runs/sw", "--optim.lr", "1"])
+    assert main(["sweep", "digits", "--resume", "--out", "runs/sw", "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [t["metrics"]["test/elbo"] for t in again["trials"]] == [t["metrics"]["test/elbo"] for t in result["trials"]]
     after = [(Path(trial["directory"]) / "journal.jsonl").read_text().count("train/elbo") for trial in result["trials"]]

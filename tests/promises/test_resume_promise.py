@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,3 +102,35 @@ def test_kill_9_at_random_moments(digits_dir: Path, tmp_path: Path, undisturbed:
         worker.wait()
     run("--resume", data=digits_dir, out=out)
     assert curve(out) == curve(undisturbed[0])
+
+
+def test_a_damaged_last_checkpoint_is_made_again(
+    digits_dir: Path, tmp_path: Path, undisturbed: tuple[Path, dict]
+) -> None:
+    """One more byte in the newest checkpoint: the one before it serves, and the newest is whole again."""
+    from infra.checkpoint import Checkpoints
+
+    out = tmp_path / "damaged"
+    shutil.copytree(undisturbed[0], out)
+    file = out / "checkpoints" / f"step_{STEPS}" / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b"!")
+    result = run("--resume", data=digits_dir, out=out)
+    assert result["loss"] == undisturbed[1]["loss"]
+    assert curve(out) == curve(undisturbed[0])
+    last, notes = Checkpoints(out / "checkpoints").latest()
+    assert last is not None
+    assert (last.step, notes) == (STEPS, [])
+
+
+def test_borrowed_weights_survive_a_kill_before_the_first_checkpoint(
+    digits_dir: Path, tmp_path: Path, undisturbed: tuple[Path, dict]
+) -> None:
+    options = ["--from", str(undisturbed[0]), "--weights", "--train.checkpoint-every", "0"]
+    whole = run(*options, data=digits_dir, out=tmp_path / "whole")
+    out = tmp_path / "killed"
+    worker = start(digits_dir, out, *options)
+    while steps_journaled(out) < 7 and worker.poll() is None:
+        time.sleep(0.01)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert run("--resume", "--train.checkpoint-every", "0", data=digits_dir, out=out)["loss"] == whole["loss"]
