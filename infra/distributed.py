@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -114,9 +115,18 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        atexit.register(_leave)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, cores() // local_size))
     return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+
+
+def _leave() -> None:
+    """End the group's threads before the interpreter is gone; left to themselves they may abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _end_with_launcher() -> None:

@@ -157,11 +157,11 @@ def test_resume_refuses_other_data_and_other_mathematics(
 ) -> None:
     """Both fingerprints are shown; a changed field is named; the run can still be resumed afterwards."""
     from pipeline.corpora import DIGITS
-    from pipeline.shards import write
+    from pipeline.writing import write
 
     assert main([*train, "--train.checkpoint-every", "1"]) == 0
-    other = list(DIGITS.samples())[:-1]
-    fingerprint = write(Path("other"), "digits", DIGITS.modalities, other)
+    other = replace(DIGITS, entries=lambda: DIGITS.entries()[:-1])
+    fingerprint = write(Path("other"), other).fingerprint
     capsys.readouterr()
     resume = ["train", "digits", "--out", "out", "--resume"]
     said = refused(capsys, *resume, "--data", "other")
@@ -211,7 +211,7 @@ def test_training_again_into_a_used_directory_is_refused(train: list[str], capsy
 def test_a_sweep_into_a_file(digits_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     options = ["--data", str(digits_dir), "--out", str(tmp_path / "file")]
-    assert "is in use" in refused(capsys, "sweep", "digits", *options)
+    assert "not an empty directory" in refused(capsys, "sweep", "digits", *options)
 
 
 def test_cores_are_named_before_the_batch(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
