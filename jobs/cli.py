@@ -11,6 +11,7 @@ from infra.errors import UserError, nearest
 
 JOBS = {
     "prepare": ("jobs.prepare", "write a corpus as shards and a manifest"),
+    "index": ("jobs.index", "a manifest for WebDataset tars that somebody else made"),
     "inspect": ("jobs.look", "what a data directory holds; verify its checksums"),
     "recipes": ("jobs.recipes", "list the recipes and sweeps that can be run"),
     "train": ("jobs.train", "train a recipe, on one rank or several; resume; repeat with other seeds"),

@@ -31,3 +31,26 @@ def training_progress(steps: int, directory: Path) -> Iterator[Callable[[int, fl
             bar.update(task, completed=step, description=f"{directory.name}  loss {loss:.3f}")
 
         yield update
+
+
+@contextmanager
+def writing_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over samples on a terminal; ten lines in a log."""
+    if not sys.stderr.isatty():
+        said = 0
+
+        def line(done: int, total: int) -> None:
+            nonlocal said
+            if done * 10 // total > said:
+                said = done * 10 // total
+                print(f"{name}: {done:,} of {total:,} samples", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

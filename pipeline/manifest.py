@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,8 @@ class Described:
     """What the shards hold of one modality; a run's modality of that name must agree."""
 
     extension: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
+    """None where nobody knows: the run's modality decides."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Manifest:
         self.fingerprint: str = meta["fingerprint"]
         self.splits: dict[str, range] = {name: range(*bounds) for name, bounds in meta["splits"].items()}
         self.modalities: dict[str, Described] = {
-            name: Described(entry["extension"], tuple(entry["shape"])) for name, entry in meta["modalities"].items()
+            name: Described(entry["extension"], None if entry["shape"] is None else tuple(entry["shape"]))
+            for name, entry in meta["modalities"].items()
         }
         self.shards: list[Shard] = [Shard(**entry) for entry in meta["shards"]]
         self._meta: dict[str, Any] = meta
@@ -174,23 +176,23 @@ def write(
     modalities: dict[str, Described],
     shards: list[Shard],
     splits: dict[str, range],
-    keys: list[str],
+    keys: Sequence[str] | pa.StringArray,
     first: np.ndarray,
-    members: np.ndarray,
+    members: np.ndarray | Mapping[str, np.ndarray],
 ) -> str:
     """Write the manifest by rename and return its fingerprint.
 
-    `first` has len(keys)+1 entries; `members` is a structured array with MEMBER's fields.
+    `first` has len(keys)+1 entries; `members` holds MEMBER's columns, as a structured array or by name.
     """
     meta: dict[str, Any] = {
         "version": VERSION,
         "corpus": corpus,
-        "modalities": {n: {"extension": d.extension, "shape": list(d.shape)} for n, d in modalities.items()},
+        "modalities": {n: {"extension": d.extension, "shape": d.shape} for n, d in modalities.items()},
         "shards": [{"name": shard.name, "bytes": shard.bytes} for shard in shards],
         "splits": {name: [rows.start, rows.stop] for name, rows in splits.items()},
     }
     columns = [np.ascontiguousarray(members[name]) for name in MEMBER.names]
-    key_array = pa.array(keys, pa.string())
+    key_array = keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
     first = first.astype(np.int32)
     meta["fingerprint"] = _fingerprint(meta, key_array, first, columns)
     struct = pa.StructArray.from_arrays([pa.array(column) for column in columns], fields=list(MEMBER))

@@ -168,9 +168,10 @@ def check_data(run: Run) -> Manifest:
     manifest.column(list(run.modalities))
     for name, modality in run.modalities.items():
         there = manifest.modalities[name]
-        if (there.extension, there.shape) != (modality.extension, modality.shape):
+        shape = modality.shape if there.shape is None else there.shape  # where it is known
+        if (there.extension, shape) != (modality.extension, modality.shape):
             raise UserError(
-                f"{run.data}: modality {name} is .{there.extension} of shape {there.shape} in the shards, "
+                f"{run.data}: modality {name} is .{there.extension} of shape {shape} in the shards, "
                 f"the run wants .{modality.extension} of shape {modality.shape}"
             )
     check_shards(manifest, run.train.damage)

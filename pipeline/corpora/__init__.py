@@ -10,6 +10,7 @@ from pathlib import Path
 from infra.errors import UserError, nearest
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.digits import DIGITS
+from pipeline.writing import SHARD_BYTES, Progress, Written, write
 
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS,)}
 
@@ -21,17 +22,18 @@ def find(name: str) -> Corpus:
     return CORPORA[name]
 
 
-def prepare(name: str, out: Path, shard_bytes: int = 256 * 2**20) -> str:
-    """Write a corpus as shards and a manifest into `out`; returns the fingerprint.
+def prepare(
+    name: str, out: Path, shard_bytes: int = SHARD_BYTES, workers: int = 0, progress: Progress | None = None
+) -> Written:
+    """Write a corpus as shards and a manifest into `out`, or finish what an interrupted call began.
 
     A directory that already holds this corpus whole is left as it is. Raises UserError.
     """
     from pipeline.manifest import NAME, open_manifest
-    from pipeline.shards import write
 
     corpus = find(name)
     if (out / NAME).is_file():
         manifest = open_manifest(out)
         if manifest.corpus == name and not manifest.damaged_shards:
-            return manifest.fingerprint
-    return write(out, name, corpus.modalities, corpus.samples(), shard_bytes)
+            return Written(manifest.fingerprint, 0, len(manifest.shards))
+    return write(out, corpus, shard_bytes, workers, progress)

@@ -16,14 +16,16 @@ from infra.distributed import World
 from modalities import Image, Label
 from pipeline.batch import Batch
 from pipeline.config import Model, Objective, Run, Training
+from pipeline.corpora.corpus import Entry
 from pipeline.evaluate import evaluate, metric_names
 from pipeline.evaluate.classification import accuracy_names, label_accuracy, subsets
 from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.shards import Sample, write
+from pipeline.writing import write
 from tests.pipeline.batches import LATENT, batch_of, patterns, small_model, value_of
+from tests.pipeline.tiny import given
 
 KINDS = {"picture": Image(2, 3, levels=16, hidden=(7, 6)), "label": Label(4, hidden=(7, 6)), "other": Label(3, (7, 6))}
 RUN = Run(recipe="toy", data=Path("data"), modalities=KINDS, model=Model(LATENT), seed=9)
@@ -36,17 +38,17 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     present = patterns(ROWS, 3, 8)
     present[10:12] = False
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[Entry]:
         for row in range(ROWS):
             values = {}
             for column, (name, modality) in enumerate(KINDS.items()):
                 value = value_of(modality, row, column)
                 if present[row, column]:
                     values[name] = np.rint(value * 16) if name == "picture" else value
-            yield Sample(f"key{row:03d}", "val", values)
+            yield Entry(f"key{row:03d}", "val", values)
 
     out = tmp_path_factory.mktemp("toy") / "data"
-    write(out, "toy", KINDS, samples())
+    write(out, given("toy", KINDS, samples()))
     return open_manifest(out)
 
 
@@ -143,7 +145,8 @@ def test_weights_and_mode_are_left_as_they_were(manifest: Manifest) -> None:
 
 def test_a_split_of_one_kind_of_row_has_no_other_metric(tmp_path: Path) -> None:
     """What no row can answer is left out: neither 0 nor a division by it."""
-    write(tmp_path / "d", "toy", KINDS, (Sample(f"k{i}", "val", {"label": np.asarray(i % 4)}) for i in range(5)))
+    rows = [Entry(f"k{i}", "val", {"label": np.asarray(i % 4)}) for i in range(5)]
+    write(tmp_path / "d", given("toy", KINDS, rows))
     model = small_model(KINDS)
     result = evaluate(model, model, RUN, open_manifest(tmp_path / "d"), "val", world())
     assert sorted(result) == ["val/elbo", "val/kl", "val/recon.label"]

@@ -19,8 +19,9 @@ import webdataset
 from infra.errors import UserError
 from pipeline import shards
 from pipeline.manifest import BLOCK, MEMBER, NAME, Manifest, check_shards, open_manifest
-from pipeline.shards import Corrupt, Reader, quarantine, verify, write
-from tests.pipeline.tiny import LABEL, NAMES, held, make, one, value
+from pipeline.shards import Corrupt, Reader, quarantine, verify
+from pipeline.writing import write
+from tests.pipeline.tiny import LABEL, NAMES, given, held, make, one, value
 
 
 def everything(manifest: Manifest) -> dict[str, dict[str, bytes]]:
@@ -179,7 +180,7 @@ def test_verify_finds_exactly_the_damaged_members(tmp_path: Path) -> None:
 
 def test_verify_finds_headers_that_name_another_member(tmp_path: Path) -> None:
     """Two headers exchanged: every checksum holds by offset, but plain WebDataset would mix up the samples."""
-    write(tmp_path / "d", "two", LABEL, [one("a", label=1), one("b", label=2)])
+    write(tmp_path / "d", given("two", LABEL, [one("a", label=1), one("b", label=2)]))
     path = tmp_path / "d" / "train-000000.tar"
     data = bytearray(path.read_bytes())
     data[:512], data[1024:1536] = data[1024:1536], data[:512]
@@ -242,7 +243,7 @@ def test_a_replaced_shard_is_corrupt_and_nothing_else(tmp_path: Path, how: str) 
 
 def test_a_shard_cut_off_while_it_is_open(tmp_path: Path) -> None:
     """Under a memory map this would be SIGBUS."""
-    write(tmp_path / "d", "cut", LABEL, [one(f"{number}") for number in range(40)])
+    write(tmp_path / "d", given("cut", LABEL, [one(f"{number}") for number in range(40)]))
     manifest = open_manifest(tmp_path / "d")
     reader = Reader(manifest)
     last = len(manifest.size) - 1

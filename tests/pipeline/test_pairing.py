@@ -189,9 +189,11 @@ def test_a_batch_too_small_for_its_pools_is_refused(tiny: Manifest) -> None:
 
 
 def test_a_view_without_a_row_is_refused(tmp_path: Path) -> None:
-    from pipeline.shards import Sample, write
+    from pipeline.corpora.corpus import Entry
+    from pipeline.writing import write
+    from tests.pipeline.tiny import given as corpus_of
 
-    write(tmp_path / "d", "none", MODALITIES, [Sample("a", "train", {})])
+    write(tmp_path / "d", corpus_of("none", MODALITIES, [Entry("a", "train", {})]))
     manifest = open_manifest(tmp_path / "d")
     for kind in ("declared", "split", "keep-one"):
         for composition in ("natural", "balanced"):

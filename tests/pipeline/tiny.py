@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from modalities import AnyModality, Image, Label
+from modalities import AnyModality, Image, Label, Modality
+from pipeline.corpora.corpus import Corpus, Entry, Values
 from pipeline.manifest import Manifest, open_manifest
-from pipeline.shards import Sample, write
+from pipeline.writing import write
 
 MODALITIES: dict[str, AnyModality] = {
     "image": Image(height=2, width=3, levels=16),
@@ -20,9 +23,20 @@ NAMES = list(MODALITIES)
 LABEL = {"label": Label(classes=10)}
 
 
-def one(key: str, split: str = "train", label: int = 3) -> Sample:
+def values_of(entry: Entry) -> Values:
+    """Loads entries that bring their values along."""
+    values: Values = entry.source
+    return values
+
+
+def given(name: str, modalities: Mapping[str, Modality], entries: Iterable[Entry]) -> Corpus:
+    """A corpus of entries that bring their values along."""
+    return Corpus(name, "made by a test", modalities, lambda: list(entries), values_of)
+
+
+def one(key: str, split: str = "train", label: int = 3) -> Entry:
     """A sample that has a label only."""
-    return Sample(key, split, {"label": np.asarray(label)})
+    return Entry(key, split, {"label": np.asarray(label)})
 
 
 def value(key: str, name: str) -> np.ndarray | list[np.ndarray]:
@@ -40,17 +54,27 @@ def held(number: int) -> list[str]:
     return [name for bit, name in enumerate(NAMES) if (number + 7) % 8 >> bit & 1]
 
 
-def samples(count: int, split: str = "train", complete: bool = False) -> Iterator[Sample]:
+def samples(count: int, split: str = "train", complete: bool = False) -> Iterator[Entry]:
     """`count` samples with keys like train/0007."""
     for number in range(count):
         key = f"{split}/{number:04d}"
-        yield Sample(key, split, {name: value(key, name) for name in (NAMES if complete else held(number))})
+        yield Entry(key, split, {name: value(key, name) for name in (NAMES if complete else held(number))})
 
 
-def make(out: Path, count: int, shard_bytes: int = 2**20, complete: bool = False) -> Manifest:
+def _slowly(entry: Entry) -> Values:
+    time.sleep(0.002)
+    return values_of(entry)
+
+
+def unhurried(count: int) -> Corpus:
+    """A corpus of complete samples that take a while to load."""
+    return replace(given("tiny", MODALITIES, samples(count, complete=True)), load=_slowly)
+
+
+def make(out: Path, count: int, shard_bytes: int = 2**20, complete: bool = False, workers: int = 1) -> Manifest:
     """A data directory with `count` training samples and a few of each other split."""
     rows = [s for split, n in (("train", count), ("val", 5), ("test", 3)) for s in samples(n, split, complete)]
-    write(out, "tiny", MODALITIES, rows, shard_bytes)
+    write(out, given("tiny", MODALITIES, rows), shard_bytes, workers)
     return open_manifest(out)
 
 

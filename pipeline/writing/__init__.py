@@ -1,0 +1,250 @@
+"""Write a corpus as shards and their manifest: in parallel, taken up again where it was cut off, whole or not at all.
+
+Beside the directory OUT that is to appear, OUT.partial holds
+
+    lock, plan.json    one writer at a time, and what it writes: only the same is taken up again
+    rows/NAME.arrow    the manifest's rows of a finished shard
+    data/NAME.tar      a finished shard; at the end also the manifest, and then data/ is renamed to OUT
+    *.tmp              what is being written just now
+
+Which samples a shard holds follows from the corpus and the shards' size alone, and so do its bytes: neither the number
+of processes nor an interruption shows in the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from infra.errors import UserError
+from pipeline import manifest as manifests
+from pipeline.manifest import MEMBER, Described, Shard
+from pipeline.writing.plan import Part, Plan, planned
+from pipeline.writing.shard import Work, begin, write_in_worker, write_shard
+
+if TYPE_CHECKING:
+    from pipeline.corpora.corpus import Corpus, Entry
+
+SHARD_BYTES = 256 * 2**20
+WORTH = 32 * 2**20
+"""Bytes that are worth a process more: it takes a second or two to start."""
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the samples that are written and all samples."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a call of `write` did."""
+
+    fingerprint: str
+    samples: int
+    """Samples that this call wrote."""
+    kept: int
+    """Shards that were there already."""
+
+
+def write(
+    out: Path, corpus: Corpus, shard_bytes: int = SHARD_BYTES, workers: int = 0, progress: Progress | None = None
+) -> Written:
+    """Write a corpus as shards of about `shard_bytes` and their manifest into `out`, by `workers` processes (0: one
+    per core, where there is enough for them to do).
+
+    `out` appears whole or not at all. What an interrupted call or an error left finished is taken up by the next call.
+    Raises UserError for a duplicate or unusable key, a value that does not fit its modality, a place that cannot be
+    written, or one at which something else is being written.
+    """
+    out = out.resolve()
+    partial = out.with_name(out.name + ".partial")
+    try:
+        _check_free(out, partial)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(exist_ok=True)
+        with FileLock(partial / "lock", timeout=0):
+            try:
+                _check_free(out, partial)  # another process may have finished in between
+                return _write_into(partial, out, corpus, shard_bytes, workers, progress)
+            finally:
+                if not any((partial / "data").glob("*.tar")):
+                    shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise UserError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UserError(_cannot(out, error)) from None
+
+
+def _cannot(out: Path, error: OSError) -> str:
+    return f"cannot prepare {out}: {error.filename or 'writing'}: {error.strerror or error}"
+
+
+def _check_free(out: Path, partial: Path) -> None:
+    """Raise UserError where something stands that this module has not written."""
+    if out == Path.cwd():
+        raise UserError(f"{out} is the working directory: choose a directory below it for --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first")
+    if partial.is_dir() and not (partial / "plan.json").exists():
+        strange = [path.name for path in partial.iterdir() if path.name != "lock" and path.suffix != ".tmp"]
+        if strange:
+            raise UserError(f"{partial} holds {strange[0]!r}, left by no prepare that can go on: remove it first")
+
+
+def _write_into(
+    partial: Path, out: Path, corpus: Corpus, shard_bytes: int, workers: int, progress: Progress | None
+) -> Written:
+    entries = corpus.entries()
+    plan, parts, size = planned(corpus, entries, shard_bytes)
+    _take_up(partial, plan)
+    numbered = list(enumerate(parts))
+    todo = [(number, part) for number, part in numbered if not _finished(partial, part)]
+    kept = len(entries) - sum(len(part.rows) for _, part in todo)
+
+    def report(samples: int) -> None:
+        if progress:
+            progress(kept + samples, len(entries))
+
+    report(0)
+    work = Work(partial, corpus.name, dict(corpus.modalities), corpus.load)
+    workers = min(workers or min(len(os.sched_getaffinity(0)), 1 + int(size // WORTH)), len(todo))
+    write_parts = _in_this_process if workers <= 1 else _in_processes
+    try:
+        write_parts(work, entries, todo, workers, report)
+        fingerprint = _merge(partial, corpus, parts)
+        os.replace(partial / "data", out)  # an empty directory gives way, any other refuses
+        _sync(out.parent)
+    except (Exception, KeyboardInterrupt) as error:
+        done = sum((partial / "data" / f"{part.name}.tar").exists() for part in parts)
+        hint = (
+            f"{done} of {len(parts)} shards are finished in {partial}: the same command goes on from there "
+            "(if what you mend changes their values, remove that directory first)"
+        )
+        if not done:
+            raise
+        if not isinstance(error, UserError | OSError):
+            error.add_note(hint)
+            raise
+        raise UserError(f"{_cannot(out, error) if isinstance(error, OSError) else error}; {hint}") from None
+    return Written(fingerprint, len(entries) - kept, len(parts) - len(todo))
+
+
+def _take_up(partial: Path, plan: Plan) -> None:
+    """Make the directory ready for this plan. Raises UserError where shards of another one are finished in it."""
+    path, ours = partial / "plan.json", asdict(plan)
+    if path.exists() and any((partial / "data").glob("*.tar")):
+        theirs = json.loads(path.read_text())
+        differ = [name for name in ours if theirs.get(name) != ours[name]]
+        if differ:
+            raise UserError(
+                f"{partial} holds finished shards of something else (other {', '.join(differ)}; corpus "
+                f"{theirs.get('corpus')!r}): remove it to begin anew, or choose another --out"
+            )
+    for leftover in partial.glob("*.tmp"):
+        leftover.unlink()
+    for name in ("data", "rows"):
+        (partial / name).mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(ours))
+    os.replace(temporary, path)
+
+
+# Writing
+
+
+def _finished(partial: Path, part: Part) -> bool:
+    tar, rows = partial / "data" / f"{part.name}.tar", partial / "rows" / f"{part.name}.arrow"
+    if not (tar.is_file() and rows.is_file()):
+        return False
+    try:
+        table = _rows(rows)
+        return len(table) == len(part.rows) and int(table.schema.metadata[b"bytes"]) == tar.stat().st_size
+    except manifests.DAMAGE:
+        return False
+
+
+def _rows(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as file:  # not mapped: there may be more shards than files may be open
+        return pa.ipc.open_file(file).read_all()
+
+
+Todo = list[tuple[int, Part]]
+
+
+def _in_this_process(
+    work: Work, entries: Sequence[Entry], todo: Todo, workers: int, report: Callable[[int], None]
+) -> None:
+    before = 0
+    for number, part in todo:
+        mine = (entries[int(row)] for row in part.rows)
+        write_shard(work, number, part.name, mine, lambda count, before=before: report(before + count))  # type: ignore[misc]
+        before += len(part.rows)
+
+
+def _in_processes(
+    work: Work, entries: Sequence[Entry], todo: Todo, workers: int, report: Callable[[int], None]
+) -> None:
+    context = get_context("spawn")
+    samples = context.RawArray("Q", max(number for number, _ in todo) + 1)  # by shard: each has one writer, no locks
+    stop = context.RawValue("b", 0)
+    queue, running = iter(todo), set[Future[None]]()
+    with ProcessPoolExecutor(workers, context, begin, (work, samples, stop)) as pool:
+        try:
+            while True:
+                for number, part in itertools.islice(queue, workers + 1 - len(running)):
+                    mine = [entries[int(row)] for row in part.rows]
+                    running.add(pool.submit(write_in_worker, number, part.name, mine))
+                if not running:
+                    return
+                done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                report(int(np.frombuffer(samples, np.uint64).sum()))
+                for future in done:
+                    future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that writes shards was killed: is there too little memory? try --workers 1"
+            ) from None
+        finally:
+            stop.value = 1
+            pool.shutdown(cancel_futures=True)
+
+
+def _merge(partial: Path, corpus: Corpus, parts: list[Part]) -> str:
+    """Write the manifest of all shards from their rows; returns its fingerprint."""
+    tables = [_rows(partial / "rows" / f"{part.name}.arrow") for part in parts]
+    shards = [Shard(f"{p.name}.tar", int(t.schema.metadata[b"bytes"])) for p, t in zip(parts, tables, strict=True)]
+    splits: dict[str, range] = {}
+    first = 0
+    for part, table in zip(parts, tables, strict=True):
+        split = part.name.split("-")[0]
+        splits[split] = range(splits[split].start if split in splits else first, first + len(table))
+        first += len(table)
+    whole = pa.concat_tables([table.replace_schema_metadata() for table in tables]).combine_chunks()
+    del tables
+    members = whole.column("members").chunk(0)
+    columns = {name: members.values.field(name).to_numpy() for name in MEMBER.names}
+    described = {name: Described(m.extension, m.shape) for name, m in corpus.modalities.items()}
+    keys, offsets = whole.column("key").chunk(0), members.offsets.to_numpy()
+    fingerprint = manifests.write(partial / "data", corpus.name, described, shards, splits, keys, offsets, columns)
+    _sync(partial / "data" / manifests.NAME)
+    _sync(partial / "data")
+    return fingerprint
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
