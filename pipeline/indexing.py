@@ -25,9 +25,8 @@ from pipeline import manifest as manifests
 from pipeline.manifest import BLOCK, Manifest, Shard, open_manifest
 from pipeline.rules import Rules
 from pipeline.scanning import Member, Run, Scan, scan
-from pipeline.shards import KEY, ROW, SPLITS
+from pipeline.shards import INDEXED, KEY, ROW, SPLITS
 
-CORPUS = "indexed"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """What compressed files begin with."""
 Entry = dict[str, str | int]
@@ -81,7 +80,7 @@ def index(
         paths = sorted(tars(shards), key=lambda path: SPLITS.index(_split(path, split)))
         listed = [Shard(_name(path, out), path.stat().st_size) for path in paths]
         existing = open_manifest(out) if (out / manifests.NAME).exists() else None
-        if existing and (existing.corpus, existing.shards) != (CORPUS, listed):
+        if existing and (existing.corpus, existing.shards) != (INDEXED, listed):
             raise _occupied(out, existing)
         for path, shard, found in zip(paths, listed, _scan(paths, rules, workers), strict=True):
             table.add(_split(path, split), shard.name, found)
@@ -248,7 +247,7 @@ def _write(table: _Table, out: Path, shards: list[Shard], existing: Manifest | N
     first = np.concatenate([[0], np.cumsum(counts)])
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".index-") as scratch:
-        fingerprint = manifests.write(Path(scratch), CORPUS, described, shards, splits, keys, first, members)
+        fingerprint = manifests.write(Path(scratch), INDEXED, described, shards, splits, keys, first, members)
         if existing and existing.fingerprint != fingerprint:
             raise _occupied(out, existing)
         if not existing:

@@ -20,7 +20,7 @@ from pipeline.indexing import Findings, Indexed, index
 from pipeline.manifest import NAME, open_manifest
 from pipeline.pairing import view
 from pipeline.rules import Rules
-from pipeline.shards import Reader
+from pipeline.shards import Reader, verify
 from pipeline.stream import Collator, Stream, in_order
 from tests.pipeline.tiny import make
 
@@ -240,3 +240,18 @@ def test_nothing_usable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no usable sample.*damaged shards: 1.*a.tar at byte 0: an empty file"):
         index([path], tmp_path / "out", RULES)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_verify_knows_other_peoples_names(tmp_path: Path, form: int) -> None:
+    """Members called KEY.jpg are whole; a flipped byte in one of them is found, and nothing else."""
+    long = "a-folder-with-a-rather-long-name/" * (4 if form == tarfile.USTAR_FORMAT else 9)
+    path = tar(tmp_path / "a.tar", pairs(["k1", f"{long}k2", "k3"]), form)
+    indexed(tmp_path, path)
+    manifest = open_manifest(tmp_path / "out")
+    assert verify(manifest, range(len(manifest))) == []
+    data = bytearray(path.read_bytes())
+    data[data.index(b"jpg of k3 ")] ^= 1
+    path.write_bytes(data)
+    (damage,) = verify(manifest, range(len(manifest)))
+    assert (damage["key"], damage["modality"], damage["reason"]) == ("k3", "image", "checksum differs")
