@@ -18,6 +18,7 @@ demo: setup
 	$(BIN)/pairstream inspect data/digits --view split --fraction 0.05
 	rm -rf runs/demo
 	$(BIN)/pairstream sweep digits --out runs/demo
+	@echo "(. .venv/bin/activate first, so that the shell finds pairstream and mlflow)"
 
 lint: setup
 	$(BIN)/ruff check .
