@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from infra.disk import sync_to_disk
 from infra.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,15 +69,15 @@ class Checkpoints:
             for group, tensors in groups.items():
                 path = partial / f"{group}.safetensors"
                 save_file(dict(tensors), path)
-                _sync(path)
+                sync_to_disk(path)
                 files[path.name] = {"bytes": path.stat().st_size, "xxh3": _hash(path)}
             complete = partial / COMPLETE
             complete.write_text(json.dumps({**meta, "step": step, "files": files}, indent=2) + "\n")
-            _sync(complete)
-            _sync(partial)
+            sync_to_disk(complete)
+            sync_to_disk(partial)
             shutil.rmtree(final, ignore_errors=True)  # the same step of an earlier attempt
             os.replace(partial, final)
-            _sync(self.directory)
+            sync_to_disk(self.directory)
         except OSError as error:
             raise UserError(
                 f"checkpoint of step {step} could not be written to {self.directory}: {error.strerror or error}; "
@@ -137,11 +138,3 @@ def _hash(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from infra.disk import sync_to_disk
 from infra.errors import UserError
 from pipeline import manifest as manifests
 from pipeline.manifest import MEMBER, Described, Shard
@@ -124,7 +125,7 @@ def _write_into(
         write_parts(work, entries, todo, workers, report)
         fingerprint = _merge(partial, corpus, parts)
         os.replace(partial / "data", out)  # an empty directory gives way, any other refuses
-        _sync(out.parent)
+        sync_to_disk(out.parent)
     except (Exception, KeyboardInterrupt) as error:
         done = sum((partial / "data" / f"{part.name}.tar").exists() for part in parts)
         hint = (
@@ -237,14 +238,6 @@ def _merge(partial: Path, corpus: Corpus, parts: list[Part]) -> str:
     described = {name: Described(m.extension, m.shape) for name, m in corpus.modalities.items()}
     keys, offsets = whole.column("key").chunk(0), members.offsets.to_numpy()
     fingerprint = manifests.write(partial / "data", corpus.name, described, shards, splits, keys, offsets, columns)
-    _sync(partial / "data" / manifests.NAME)
-    _sync(partial / "data")
+    sync_to_disk(partial / "data" / manifests.NAME)
+    sync_to_disk(partial / "data")
     return fingerprint
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
