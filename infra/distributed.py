@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -51,10 +51,6 @@ class World:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def sum_named(self, values: Mapping[str, float]) -> dict[str, float]:
-        """`sum` for named numbers; every rank must have the same names in the same order."""
-        return dict(zip(values, self.sum(list(values.values())), strict=True))
-
     def gather(self, value: object) -> list[object]:
         """This object from every rank, in the order of ranks."""
         import torch.distributed as dist
@@ -72,13 +68,6 @@ class World:
             error = UserError(failures[0])
             error.shared = True
             raise error
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        import torch.distributed as dist
-
-        if self.size > 1:
-            dist.barrier()
 
 
 def is_worker() -> bool:

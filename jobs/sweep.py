@@ -109,9 +109,10 @@ def _number(text: str) -> Any:
 
 
 def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
-    from infra.store import Destination, default_uri, prepare_store
+    from infra.store import default_uri, prepare_store
     from infra.tracking import Tracker
     from pipeline.evaluate import metric_names
+    from pipeline.record import destination
     from pipeline.train import check_data
 
     manifest = check_data(plan.run)
@@ -125,17 +126,17 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         _save(plan, directory)
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --out") from None
-    identity = directory.name
+    where = destination(plan.run, directory)  # a sweep that is resumed keeps its identity, a new one gets its own
     tracker = None
     if tracking.enabled:  # the store is made, and the parent run named, before any trial asks for them
-        prepare_store(tracking.uri, tracking.experiment, None)
-        tracker = Tracker(directory, Destination(tracking.uri, tracking.experiment, directory.name, identity))
+        prepare_store(where.uri, where.experiment, None)
+        tracker = Tracker(directory, where)
         tracker.params({f"grid.{key}": list(values) for key, values in plan.grid.items()})
         tracker.params(config.flatten(config.to_dict(plan.run)))
         tracker.tags({"pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint})
     status = "FAILED"
     try:
-        trials = _run_trials(plan, directory, identity, options.cpus)
+        trials = _run_trials(plan, directory, where.identity, options.cpus)
         baselines = _baselines(plan, manifest)
         files = [write_csv(plan, trials, baselines, command, directory / "table.csv")]
         picture = draw(plan, trials, baselines, directory / "supervision.png")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 
@@ -37,8 +36,3 @@ class GaussianEncoder(nn.Module):
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def zeros_for(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rows: int = 1) -> Tensor:
-    """A batch of zero rows, fed to a network that no row of this rank needs (so that it runs on every rank)."""
-    return torch.zeros((rows, *shape), dtype=dtype, device=device)

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.config import Pairing, Run
 from pipeline.manifest import Manifest
 from pipeline.pairing import view
-from pipeline.stream import PADDING, Collator, Refs
+from pipeline.stream import Collator, Refs
 
 
 def read(manifest: Manifest, run: Run, samples: np.ndarray) -> dict[str, np.ndarray]:
@@ -29,7 +29,7 @@ def complete_samples(manifest: Manifest, run: Run, split: str, pairing: Pairing 
     everything = sum(1 << column for column in manifest.column(list(run.modalities)))
     bits = manifest.patterns(range(len(manifest)))[samples]
     chosen: np.ndarray = samples[(bits & np.uint64(everything)) == np.uint64(everything)]
-    return chosen[chosen != PADDING]
+    return chosen
 
 
 def logistic_regression(manifest: Manifest, run: Run, label: str, given: Sequence[str], split: str = "test") -> float:

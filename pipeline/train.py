@@ -36,7 +36,6 @@ from pipeline.progress import Progress, agree
 from pipeline.record import Record
 from pipeline.stream import Collator, Stream, prefetch, rows_for_rank
 
-CONFIG = "run.json"
 Report = Callable[[int, dict[str, float]], bool]
 """Called on rank 0 with (step, metrics) after each validation; returns whether to stop."""
 

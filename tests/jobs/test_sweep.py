@@ -51,6 +51,7 @@ def test_a_sweep_is_its_plain_runs_and_one_honest_record(
         assert trial["metrics"]["val/elbo"] == plain.metrics["val/elbo"]
     store = runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     (parent,) = [run for run in store if run["parent"] is None]
+    assert parent["identity"] != parent["name"], "another sweep of this name must not be taken for this one"
     children = [run for run in store if run["parent"] == parent["identity"]]
     assert len(children) == 2
     assert {run["status"] for run in store} == {"FINISHED"}
