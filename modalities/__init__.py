@@ -3,10 +3,11 @@
 A new kind is a file with a frozen dataclass that fills in `spec.Modality`, and a name in `AnyModality`.
 """
 
+from modalities.attributes import Attributes
 from modalities.image import Image
 from modalities.label import Label
 from modalities.spec import Modality
 
-AnyModality = Image | Label
+AnyModality = Image | Label | Attributes
 
-__all__ = ["AnyModality", "Image", "Label", "Modality"]
+__all__ = ["AnyModality", "Attributes", "Image", "Label", "Modality"]

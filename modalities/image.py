@@ -1,6 +1,6 @@
-"""Grey images stored as raw bytes, scored as independent Bernoulli pixels.
+"""Images stored as raw bytes, PNG or JPEG, scored as independent Bernoulli pixels.
 
-Grey levels in [0, 1] under a Bernoulli are not a normalised density; the papers (MVAE section 5, "Bernoulli") use
+Levels in [0, 1] under a Bernoulli are not a normalised density; the papers (MVAE section 5, "Bernoulli") use
 this cross-entropy all the same, and so do the numbers beside theirs.
 """
 
@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from modalities.spec import Buffer, Modality, npy_header, unwrap_npy
+from modalities.bernoulli import Bernoulli
+from modalities.codecs import decode_pictures, encode_picture
+from modalities.spec import Buffer, npy_header, unwrap_npy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+BYTE = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
-class Image(Modality):
-    """A grey image of fixed size."""
+class Image(Bernoulli):
+    """A grey or coloured image of fixed size.
+
+    A corpus gives whole levels, (height, width), or (height, width, 3) with red first; so they are stored. Decoded
+    they are float32 from 0 to 1, (height, width) or (3, height, width).
+    """
 
     height: int
     """Rows of pixels."""
@@ -30,60 +37,84 @@ class Image(Modality):
     levels: int = 255
     """The stored integer that stands for white; pixels are divided by it."""
     hidden: tuple[int, ...] = (512, 512)
-    """Widths of the hidden layers of the encoder; the decoder has them in reverse."""
+    """Widths of the encoder's hidden linear layers; the decoder has them in reverse."""
+    codec: Literal["npy", "png", "jpg"] = "npy"
+    """How an image is stored, which is also its extension: raw, or compressed without (png) or with loss (jpg)."""
+    channels: Literal[1, 3] = 1
+    """1: grey. 3: red, green and blue."""
+    quality: int = 95
+    """JPEG's quality when images are written, 1 to 100; other codecs do not use it."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """mlp: the linear layers of `hidden` alone. conv: the mini-DCGAN of MVAE for CelebA before them."""
     kind: Literal["image"] = "image"
-
-    extension = "npy"
 
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 255:
             raise ValueError(f"levels is {self.levels}: pixels are stored in one byte, so choose 1 to 255")
+        if self.codec == "jpg" and self.levels != 255:
+            raise ValueError(f"levels is {self.levels}: JPEG's loss keeps to no smaller range, so choose 255")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}: choose 1 to 100")
         if min(self.height, self.width, len(self.hidden), *self.hidden) < 1:
             raise ValueError("height and width must be at least 1, and hidden must hold at least one width")
+        if self.network == "conv" and (min(self.height, self.width) < 32 or self.height % 8 or self.width % 8):
+            raise ValueError(
+                f"network conv takes pictures whose height and width are multiples of 8 from 32, not {self.height} x "
+                f"{self.width}: choose network mlp, or scale them"
+            )
+
+    @property
+    def extension(self) -> str:
+        return self.codec
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.height, self.width)
+        return (self.height, self.width) if self.channels == 1 else (3, self.height, self.width)
 
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(np.float32)
 
-    @cached_property
-    def _header(self) -> bytes:
-        return npy_header(self.shape, np.dtype(np.uint8))
+    @property
+    def _planes(self) -> tuple[int, int, int]:
+        return (self.channels, self.height, self.width)
+
+    @property
+    def _stored(self) -> tuple[int, ...]:
+        return (self.height, self.width) if self.channels == 1 else (self.height, self.width, 3)
 
     def encode(self, value: np.ndarray) -> bytes:
-        if value.shape != self.shape:
-            raise ValueError(f"expected shape {self.shape}, got {value.shape}")
+        if value.shape != self._stored:
+            raise ValueError(f"expected shape {self._stored}, got {value.shape}")
         with np.errstate(invalid="ignore"):
-            pixels = value.astype(np.uint8)
-        if pixels.max() > self.levels or not np.array_equal(pixels, value):
+            pixels = value.astype(np.uint8, copy=False)
+        if pixels.max() > self.levels or not (pixels is value or np.array_equal(pixels, value)):
             raise ValueError(f"expected whole levels 0 to {self.levels}, got {value.min()} to {value.max()}")
-        return self._header + pixels.tobytes()
+        if self.codec == "npy":
+            return npy_header(self._stored, BYTE) + pixels.tobytes()
+        return encode_picture(pixels, self.codec, self.quality)
 
     def decode(self, members: Sequence[Buffer]) -> np.ndarray:
-        pixels = unwrap_npy(members, self.shape, np.dtype(np.uint8))
-        if pixels.size and pixels.max() > self.levels:
+        if self.codec == "npy":
+            pixels = unwrap_npy(members, self._stored, BYTE)
+        else:
+            pixels = decode_pictures(members, self._stored, self.codec)
+        if self.levels < 255 and pixels.size and pixels.max() > self.levels:
             raise ValueError(f"expected levels 0 to {self.levels}, got {pixels.max()}")
-        return pixels.astype(np.float32) / np.float32(self.levels)
+        if self.channels == 3:
+            pixels = np.ascontiguousarray(np.moveaxis(pixels, 3, 1))
+        return np.divide(pixels, np.float32(self.levels), dtype=np.float32)
 
     def encoder(self, latent: int) -> nn.Module:
-        from modalities.networks import GaussianEncoder, mlp
+        if self.network == "mlp":
+            return super().encoder(latent)
+        from modalities.networks import GaussianEncoder, convolutions
 
-        size = self.height * self.width
-        return GaussianEncoder(mlp((size, *self.hidden)), self.hidden[-1], latent)
+        return GaussianEncoder(convolutions(self._planes, self.hidden), self.hidden[-1], latent)
 
     def decoder(self, latent: int) -> nn.Module:
-        from modalities.networks import mlp
+        if self.network == "mlp":
+            return super().decoder(latent)
+        from modalities.networks import deconvolutions
 
-        return mlp((latent, *reversed(self.hidden), self.height * self.width), last_activation=False)
-
-    def log_likelihood(self, parameters: Tensor, value: Tensor) -> Tensor:
-        from torch.nn.functional import binary_cross_entropy_with_logits
-
-        target = value.flatten(1).float()
-        return -binary_cross_entropy_with_logits(parameters.float(), target, reduction="none").sum(1)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        return parameters.float().sigmoid().unflatten(1, self.shape)
+        return deconvolutions((latent, *reversed(self.hidden)), self._planes)

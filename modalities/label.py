@@ -44,10 +44,14 @@ class Label(Modality):
         return str(int(value)).encode()
 
     def decode(self, members: Sequence[Buffer]) -> np.ndarray:
-        labels = [int(bytes(member)) for member in members]
-        if labels and not 0 <= min(labels) <= max(labels) < self.classes:
-            raise ValueError(f"labels run from {min(labels)} to {max(labels)}, expected 0 to {self.classes - 1}")
-        return np.array(labels, np.int64)
+        digits = b"".join(members)
+        if set(map(len, members)) == {1} and digits.isdigit():
+            labels = np.frombuffer(digits, np.uint8).astype(np.int64) - ord("0")
+        else:
+            labels = np.array(list(map(int, members)), object)  # of any size
+        if labels.size and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {self.classes - 1}")
+        return labels.astype(np.int64)
 
     def encoder(self, latent: int) -> nn.Module:
         from torch import nn

@@ -5,9 +5,11 @@ Shape legend: B rows, Z latent dimensions.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,15 +73,18 @@ def unwrap_npy(members: Sequence[Buffer], shape: tuple[int, ...], dtype: np.dtyp
 
     Returns an array (len(members), *shape). Raises ValueError when a member has another shape, type or length.
     """
-    header = npy_header(shape, dtype)
-    size = len(header) + int(np.prod(shape)) * dtype.itemsize
-    for member in members:
-        if len(member) != size or bytes(member[: len(header)]) != header:
-            raise ValueError(f"expected a .npy array of shape {shape} and type {dtype}, got {len(member)} other bytes")
-    payload = b"".join(member[len(header) :] for member in members)
-    return np.frombuffer(payload, dtype).reshape(len(members), *shape)
+    header = np.frombuffer(npy_header(shape, dtype), np.uint8)
+    size = len(header) + math.prod(shape) * dtype.itemsize
+    sizes = set(map(len, members)) - {size}
+    if sizes:
+        raise ValueError(f"expected a .npy array of shape {shape} and type {dtype}, got {min(sizes)} other bytes")
+    rows = np.frombuffer(b"".join(members), np.uint8).reshape(len(members), size)
+    if not (rows[:, : len(header)] == header).all():
+        raise ValueError(f"expected a .npy array of shape {shape} and type {dtype}, got {size} other bytes")
+    return rows[:, len(header) :].view(dtype).reshape(len(members), *shape)
 
 
+@cache
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     """The bytes in front of the elements of a `.npy` file of this shape and type (C order)."""
     from io import BytesIO
