@@ -1,7 +1,8 @@
-"""pairstream prepare CORPUS --out DIR [--workers N] [--json]
+"""pairstream prepare CORPUS [--source RAW] [--out DIR] [--workers N] [--json]
 
-Writes a corpus as WebDataset shards and a manifest. A directory that holds the corpus already is left as it is; one
-that an earlier call was writing when it was stopped is finished.
+Writes a corpus as WebDataset shards and a manifest; mnist and celeba are made from their official files in RAW. A
+directory that holds the corpus already is left as it is; one that an earlier call was writing when it was stopped is
+finished.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from jobs.progress import writing_progress
 
 @dataclass(frozen=True)
 class Options:
+    source: Path | None = None
+    """Directory of the official files, for a corpus that is made from some (mnist, celeba)."""
     out: Path | None = None
     """Directory to write; data/CORPUS where not given."""
     shard_mib: float = 256
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
     started = time.monotonic()
     with writing_progress(name) as progress:
-        written = prepare(name, out, int(options.shard_mib * 2**20), options.workers, progress)
+        written = prepare(name, out, int(options.shard_mib * 2**20), options.workers, progress, options.source)
     seconds = time.monotonic() - started
     manifest = open_manifest(out)
     rate = written.samples / seconds
@@ -56,13 +59,16 @@ def main(arguments: list[str]) -> int:
     print(
         f"{corpus.about}: {len(manifest):,} samples in {len(manifest.shards)} shards at {out} ({seconds:.1f} s{pace})"
     )
+    notes = list(corpus.notes(options.source)) if written.samples else []
+    for note in notes:
+        print(note)
     print(f"next: pairstream inspect {out}")
     if options.json:
         closing_json(
             {
                 "corpus": name, "out": out, "samples": len(manifest), "shards": len(manifest.shards),
                 "fingerprint": written.fingerprint, "seconds": round(seconds, 3), "samples_written": written.samples,
-                "shards_kept": written.kept, "samples_per_second": round(rate, 1),
+                "shards_kept": written.kept, "samples_per_second": round(rate, 1), "notes": notes,
             }
         )  # fmt: skip
     return 0

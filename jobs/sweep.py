@@ -20,6 +20,7 @@ import tyro
 
 from infra.distributed import cores
 from infra.errors import UserError, nearest
+from infra.storage import is_remote
 from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
 from pipeline import config
 from pipeline.config import Run, check
@@ -59,7 +60,11 @@ def main(arguments: list[str]) -> int:
         plan = saved = _load(Path(early.out or ""), plan)
     options = parse(f"sweep {name}", Options, rest, Options(run=plan.run), about=__doc__)
     check(1 <= options.cpus <= cores(), f"--cpus {options.cpus}: this machine lets us use {cores()} cores")
-    run = config.override(options.run, {"engine.threads": options.cpus, "data": str(options.run.data.resolve())})
+    places = {  # trials run in directories of their own
+        "data": _absolute(options.run.data),
+        "mix": [f"{_absolute(directory)}={share!r}" for directory, share in options.run.mixed()],
+    }
+    run = config.override(options.run, {"engine.threads": options.cpus, **places})
     plan = replace(plan, run=run, grid=_grid(options.grid) or plan.grid)
     directory = (options.out or RUNS / f"sweep-{name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     if saved:
@@ -73,6 +78,10 @@ def main(arguments: list[str]) -> int:
             f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
         )
     return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) else str(Path(place).resolve())
 
 
 def _save(plan: Sweep, directory: Path) -> None:
@@ -111,9 +120,9 @@ def _number(text: str) -> Any:
 def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     from infra.store import default_uri, prepare_store
     from infra.tracking import Tracker
+    from pipeline.data import check_data
     from pipeline.evaluate import metric_names
     from pipeline.record import destination
-    from pipeline.train import check_data
 
     manifest = check_data(plan.run)
     known = metric_names(plan.run, "val")

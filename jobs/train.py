@@ -166,7 +166,8 @@ def _report(result: Result) -> None:
         if result.best
         else ""
     )
-    print(f"{result.status} at step {result.step} after {result.seconds:.1f} s: {result.directory}{best}")
+    pace = f"after {result.seconds:.1f} s ({result.wait:.1%} of the loop waiting for data)"
+    print(f"{result.status} at step {result.step} {pace}: {result.directory}{best}")
     if result.status == "preempted":
         print(f"continue it with --resume --out {result.directory}")
 
@@ -183,6 +184,7 @@ def _json(results: list[Result], spread: dict[str, tuple[float, float]], ranks: 
     return {
         "run": last.directory, "status": last.status, "steps": last.step, "loss": last.loss, "ranks": ranks,
         "metrics": last.metrics, "best": last.best, "rows": last.rows, "seconds": round(last.seconds, 3),
+        "wait": round(last.wait, 4),
         "seeds": [{"run": r.directory, "metrics": r.metrics, "best": r.best} for r in results],
         "mean": {name: mean for name, (mean, _) in spread.items()},
         "sd": {name: deviation for name, (_, deviation) in spread.items()},

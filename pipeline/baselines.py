@@ -6,26 +6,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.collate import Collator
 from pipeline.config import Pairing, Run
 from pipeline.manifest import Manifest
 from pipeline.pairing import view
-from pipeline.stream import Collator, Refs
+from pipeline.stream import Refs
 
 
 def read(manifest: Manifest, run: Run, samples: np.ndarray) -> dict[str, np.ndarray]:
     """The values of these samples, all of which have all of the run's modalities."""
-    members = manifest.members(samples, manifest.column(list(run.modalities)), np.zeros(len(samples), np.uint64))
-    batch = Collator(manifest, run.modalities, budget=run.train.damage)(Refs(samples, members, np.arange(len(samples))))
+    zeros = np.zeros(len(samples), np.uint64)
+    members = manifest.members(samples, manifest.column(list(run.modalities)), zeros, zeros)
+    collate = Collator([manifest], run.modalities, budget=run.train.damage)
+    batch = collate(Refs(samples, members, np.arange(len(samples))))
     return {name: value.numpy() for name, value in batch.values.items()}
 
 
 def complete_samples(manifest: Manifest, run: Run, split: str, pairing: Pairing | None = None) -> np.ndarray:
     """Samples of a split that have every modality; with `pairing` only those that its view shows whole."""
-    if pairing and pairing.view != "declared":
+    rows = manifest.split(split)
+    samples = np.arange(rows.start, rows.stop)
+    if pairing:
         pools = view(manifest, split, list(run.modalities), pairing, run.seed, 1).pools
-        samples = next((pool.samples for pool in pools if pool.name == "complete"), np.empty(0, np.int64))
-    else:
-        samples = np.arange(manifest.split(split).start, manifest.split(split).stop)
+        whole = [pool.samples[np.arange(len(pool))] for pool in pools if pool.shown.all()]
+        samples = np.concatenate(whole) if whole else samples[:0]
+        for pool in pools:
+            if pool.kept:
+                samples = samples[pool.kept(samples).all(1)]
     everything = sum(1 << column for column in manifest.column(list(run.modalities)))
     bits = manifest.patterns(range(len(manifest)))[samples]
     chosen: np.ndarray = samples[(bits & np.uint64(everything)) == np.uint64(everything)]

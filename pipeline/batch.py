@@ -43,6 +43,15 @@ class Batch:
             row_B=self.row_B.to(device, non_blocking=True),
         )
 
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return replace(
+            self,
+            values={name: value.pin_memory() for name, value in self.values.items()},
+            weight_B=self.weight_B.pin_memory(),
+            row_B=self.row_B.pin_memory(),
+        )
+
     def only(self, names: frozenset[str]) -> Batch:
         """The same rows with just these modalities present; the others are as if they had never been there."""
         shown = np.array([name in names for name in self.values])

@@ -31,11 +31,14 @@ def check(condition: bool, sentence: str) -> None:
 class Pairing:
     """Which modalities of each training sample are shown, as a view over the same shards."""
 
-    view: Literal["declared", "split", "keep-one"] = "declared"
+    view: Literal["declared", "split", "keep-one", "keep"] = "declared"
     """declared: all that is there. split: keys that are not pairs give one row per modality, unpaired (MVAE
-    section 5.1). keep-one: each such key shows one modality only, chosen by hash."""
+    section 5.1). keep-one: each such key shows one modality only, chosen by hash. keep: each modality of each key is
+    kept with probability pairing.keep (MVAE appendix F)."""
     fraction: float = 1.0
     """Share of the keys that keep all their modalities, 0 to 1. Nested: the pairs of 0.01 are among those of 0.1."""
+    keep: float = 1.0
+    """With view keep: probability that a modality is kept, 0 to 1; keys left with nothing give no row. Nested too."""
     seed: int | None = None
     """Which keys are pairs; the run's seed where not given."""
     composition: Literal["natural", "balanced"] = "natural"
@@ -46,6 +49,16 @@ class Pairing:
 
     def __post_init__(self) -> None:
         check(0 <= self.fraction <= 1, f"pairing.fraction is {self.fraction}: choose a share between 0 and 1")
+        check(0 <= self.keep <= 1, f"pairing.keep is {self.keep}: choose a probability between 0 and 1")
+        check(
+            self.keep == 1 or self.view == "keep",
+            f"pairing.keep = {self.keep:g} belongs to pairing.view = keep, the view is {self.view}",
+        )
+        check(
+            self.view != "keep" or (self.fraction == 1 and self.composition == "natural"),
+            "pairing.view = keep has rows of every pattern: it knows no pairing.fraction (set pairing.keep) and no "
+            "balanced composition",
+        )
         check(
             0 <= self.complete_share <= 1,
             f"pairing.complete_share is {self.complete_share}: choose a share between 0 and 1",
@@ -186,10 +199,13 @@ class Run:
 
     recipe: Annotated[str, tyro.conf.Suppress]
     """The recipe that this run started from."""
-    data: Path
-    """Directory of prepared shards and their manifest."""
+    data: str
+    """Directory of prepared shards and their manifest: a path, or a URL (s3://…, https://…)."""
     modalities: dict[str, Annotated[AnyModality, Field(discriminator="kind")]]
     """The modalities by name, in the order of the model's experts."""
+    mix: tuple[str, ...] = ()
+    """More data whose training rows are mixed in, each as DIRECTORY=SHARE of every step's rows (data/mono-vi=0.2); it
+    may hold some of the modalities only, and is shown as declared."""
     seed: int = 0
     """Seed of weights, order and noise."""
     pairing: Pairing = field(default_factory=Pairing)
@@ -209,6 +225,19 @@ class Run:
                 name in self.modalities,
                 f"objective.lambda.{name}: there is no modality {name!r}" + nearest(name, list(self.modalities)),
             )
+
+        mixed = [share for _, share in self.mixed()]
+        check(sum(mixed) < 1, f"mix: shares of {sum(mixed):g} in all leave nothing for {self.data}")
+
+    def mixed(self) -> list[tuple[str, float]]:
+        """(directory, share of a step's rows) of the data that are mixed in. Raises UserError on a malformed entry."""
+        result = []
+        for entry in self.mix:
+            directory, _, share = entry.rpartition("=")
+            good = bool(directory) and bool(re.fullmatch(r"\d*\.?\d+", share)) and 0 < float(share) < 1
+            check(good, f"mix: {entry!r} is not DIRECTORY=SHARE with a share between 0 and 1, as in data/mono-vi=0.2")
+            result.append((directory, float(share)))
+        return result
 
     def weights(self) -> dict[str, float]:
         """λ of every modality; 1 where the objective names none."""

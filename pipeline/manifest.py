@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
+from infra.storage import is_remote, open_directory
 
 from infra.errors import UserError
 from pipeline.order import mix
@@ -24,6 +25,8 @@ from pipeline.order import mix
 NAME = "manifest.arrow"
 VERSION = 1
 BLOCK = 512
+PIECE = 2**22
+"""Bytes of the file that are hashed at a time."""
 MEMBER = pa.struct(
     [
         ("modality", pa.uint16()),
@@ -60,11 +63,13 @@ class Manifest:
     (bytes) and `checksum` (xxh3, 64 bits), sorted by modality within a sample. All are views of the mapped file.
     """
 
-    def __init__(self, table: pa.Table, directory: Path) -> None:
+    def __init__(self, table: pa.Table, mapped: pa.Buffer, file: Path, directory: str) -> None:
         if not table.schema.equals(SCHEMA):
             raise ValueError("its columns are not a manifest's")
         meta = json.loads(table.schema.metadata[b"pairstream"])
         self.directory = directory
+        """Where the shards lie: a path or a URL."""
+        self._mapped, self._file = mapped, file
         self.corpus: str = meta["corpus"]
         self.fingerprint: str = meta["fingerprint"]
         self.splits: dict[str, range] = {name: range(*bounds) for name, bounds in meta["splits"].items()}
@@ -78,6 +83,8 @@ class Manifest:
         members: pa.ListArray = table.column("members").chunk(0)
         if self._keys.null_count or members.null_count:
             raise ValueError("a sample without a key or members")
+        _, bounds, text = self._keys.buffers()
+        self._key_bounds, self._key_text = np.frombuffer(bounds, np.int32), memoryview(text or b"")
         self.first: np.ndarray = members.offsets.to_numpy()
         for name in ("modality", "shard", "block", "size", "checksum"):
             setattr(self, name, members.values.field(name).to_numpy())
@@ -95,9 +102,12 @@ class Manifest:
         """The key of one sample."""
         return str(self._keys[int(row)].as_py())
 
-    def keys(self, rows: range) -> list[str]:
-        """The keys of a contiguous range of samples."""
-        return list(self._keys.slice(rows.start, len(rows)).to_pylist())
+    def keys(self, rows: range | np.ndarray) -> list[str]:
+        """The keys of these samples."""
+        if isinstance(rows, range):
+            return list(self._keys.slice(rows.start, len(rows)).to_pylist())
+        bounds, text = self._key_bounds, self._key_text
+        return [str(text[a:b], "utf-8") for a, b in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)]
 
     def split(self, name: str) -> range:
         """The samples of one split. Raises UserError where the data has no such split."""
@@ -105,13 +115,14 @@ class Manifest:
             raise UserError(f"{self.directory}: no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
 
-    def column(self, names: Sequence[str]) -> list[int]:
-        """The manifest's number of each named modality. Raises UserError for one that the shards do not hold."""
+    def column(self, names: Sequence[str], partly: bool = False) -> list[int]:
+        """The manifest's number of each named modality. Raises UserError for one that the shards do not hold; with
+        `partly` its number is -1."""
         known = list(self.modalities)
         for name in names:
-            if name not in known:
+            if name not in known and not partly:
                 raise UserError(f"{self.directory}: the shards hold no modality {name!r}, only {', '.join(known)}")
-        return [known.index(name) for name in names]
+        return [known.index(name) if name in known else -1 for name in names]
 
     def patterns(self, rows: range) -> np.ndarray:
         """One unsigned integer per sample; bit m says that modality m is declared present (at most 64)."""
@@ -123,30 +134,44 @@ class Manifest:
             result[filled] = np.bitwise_or.reduceat(window, (first[:-1] - first[0])[filled])
         return result
 
-    def members(self, rows: np.ndarray, columns: Sequence[int], choice: np.ndarray) -> np.ndarray:
+    def members(self, rows: np.ndarray, columns: Sequence[int], choice: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """(len(rows), len(columns)): the member to read of each sample and modality, -1 where there is none.
 
-        Where a modality has several instances, the hash `choice` (uint64, one per row) picks one of them.
+        A modality's n instances take turns, beginning with one that the hash `choice` (uint64, one per row) picks: all
+        appear in turns 0 … n - 1, and again in the next n. A column of -1 is a modality that these shards do not hold.
         """
         first, last = self.first[rows].astype(np.int64), self.first[rows + 1].astype(np.int64)
         counts = last - first
         owner = np.repeat(np.arange(len(rows)), counts)
-        member = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[owner]
+        member = np.arange(len(owner)) + np.repeat(first - np.cumsum(counts) + counts, counts)
         kind = self.modality[member]
         result = np.full((len(rows), len(columns)), -1, np.int64)
+        if not len(member):
+            return result
+        begins = np.ones(len(member), bool)  # of a modality's instances within a sample: they lie side by side
+        begins[1:] = (owner[1:] != owner[:-1]) | (kind[1:] != kind[:-1])
+        start = np.flatnonzero(begins)
+        instances = np.diff(start, append=len(member))
+        owner, kind = owner[start], kind[start]
+        if (instances > 1).any():
+            instances = instances.astype(np.uint64)
+            cycle, turn_in_cycle = np.divmod(turn[owner].astype(np.uint64), instances)
+            pick = (mix(mix(choice[owner] + kind) ^ cycle) % instances + turn_in_cycle) % instances
+            start = start + pick.astype(np.int64)
         for position, column in enumerate(columns):
-            own, which = owner[kind == column], member[kind == column]
-            held, start, instances = np.unique(own, return_index=True, return_counts=True)
-            pick = mix(choice[held] + np.uint64(column)) % instances.astype(np.uint64)
-            result[held, position] = which[start + pick.astype(np.int64)]
+            mine = kind == column
+            result[owner[mine], position] = member[start[mine]]
         return result
 
     @cached_property
     def damaged_shards(self) -> dict[str, str]:
-        """Shards whose file is missing or has another size than declared, with the reason."""
+        """Shards whose file is missing or has another size than declared, with the reason.
+
+        Of remote data none: asking for each of thousands of files would take minutes, and reading finds out.
+        """
         damaged = {}
-        for shard in self.shards:
-            path = self.directory / shard.name
+        for shard in self.shards if not is_remote(self.directory) else ():
+            path = Path(self.directory) / shard.name
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
                 damaged[shard.name] = (
@@ -156,17 +181,31 @@ class Manifest:
 
     def calculated_fingerprint(self) -> str:
         """The fingerprint of the table as it is now; differs from `fingerprint` when the manifest was changed."""
-        return _fingerprint(self._meta, self._keys, self.first, [getattr(self, n) for n in MEMBER.names])
+        columns = [pa.py_buffer(getattr(self, name)) for name in ("first", *MEMBER.names)]
+        return _fingerprint(self._meta, self._read([*self._keys.buffers()[1:], *columns]))
+
+    def _read(self, buffers: list[pa.Buffer]) -> Iterator[memoryview]:
+        """The bytes of parts of the mapped file, by plain reads: what is mapped would stay resident once touched."""
+        piece = memoryview(bytearray(PIECE))
+        with self._file.open("rb", buffering=0) as file:
+            for buffer in buffers:
+                left = buffer.size
+                if left:  # an empty one lies nowhere
+                    file.seek(buffer.address - self._mapped.address)
+                while left:
+                    got = file.readinto(piece[: min(left, PIECE)])
+                    if not got:
+                        return
+                    left -= got
+                    yield piece[:got]
 
 
-def _fingerprint(meta: dict[str, Any], keys: pa.Array, first: np.ndarray, members: list[np.ndarray]) -> str:
+def _fingerprint(meta: dict[str, Any], columns: Iterable[Any]) -> str:
     digest = xxhash.xxh3_128()
     named = {name: value for name, value in meta.items() if name != "fingerprint"}
     digest.update(json.dumps(named).encode())  # in its own order, which numbers the modalities
-    for buffer in keys.buffers()[1:]:
-        digest.update(buffer)
-    for array in (first, *members):
-        digest.update(np.ascontiguousarray(array).data)
+    for data in columns:
+        digest.update(data)
     return digest.hexdigest()
 
 
@@ -194,7 +233,7 @@ def write(
     columns = [np.ascontiguousarray(members[name]) for name in MEMBER.names]
     key_array = keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
     first = first.astype(np.int32)
-    meta["fingerprint"] = _fingerprint(meta, key_array, first, columns)
+    meta["fingerprint"] = _fingerprint(meta, [*key_array.buffers()[1:], first.data, *(c.data for c in columns)])
     struct = pa.StructArray.from_arrays([pa.array(column) for column in columns], fields=list(MEMBER))
     lists = pa.ListArray.from_arrays(pa.array(first), struct)
     schema = SCHEMA.with_metadata({b"pairstream": json.dumps(meta).encode()})
@@ -209,32 +248,45 @@ DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, NotImplem
 """What Arrow and the parts of a table raise where a file is no manifest."""
 
 
-def open_manifest(directory: Path) -> Manifest:
-    """Open a data directory's manifest. Raises UserError where there is none, or not what was written.
+def open_manifest(directory: str | Path) -> Manifest:
+    """Open the manifest of a data directory (a path or a URL). Raises UserError where there is none, or not what was
+    written.
 
     Its fingerprint is calculated anew (0.1 s for 10 million members): a manifest with a damaged byte would take members
     away from samples, which must never pass for missing modalities.
     """
-    path = directory / NAME
-    if not path.is_file():
-        state = (
-            "is no directory" if not directory.is_dir() else "holds no manifest (empty, or preparing it was cut off)"
-        )
-        raise UserError(f"{directory} {state}: run `pairstream prepare CORPUS --out {directory}`")
+    path = _whole(directory)
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        mapped = pa.memory_map(str(path)).read_buffer()
+        table = pa.ipc.open_file(mapped).read_all()
         table.validate()  # Arrow aborts the process on lengths that make no sense
         meta = json.loads(table.schema.metadata[b"pairstream"])
         if meta["version"] != VERSION:
             raise UserError(f"{path}: manifest version {meta['version']}, this pairstream reads {VERSION}")
-        manifest = Manifest(table, directory)
+        manifest = Manifest(table, mapped, path, str(directory))
+        changed = manifest.calculated_fingerprint() != manifest.fingerprint
     except DAMAGE as error:
         raise UserError(f"{path}: not a readable manifest ({error}); run `pairstream prepare` again") from None
-    if manifest.calculated_fingerprint() != manifest.fingerprint:
+    if changed:
         raise UserError(
             f"{path}: changed since it was written, its fingerprint differs; run `pairstream prepare` again"
         )
     return manifest
+
+
+def _whole(directory: str | Path) -> Path:
+    """The manifest's file here, or a copy of a remote one. Raises UserError where there is none."""
+    if is_remote(directory):
+        try:
+            return open_directory(directory).whole(NAME)
+        except FileNotFoundError:
+            raise UserError(f"{directory} holds no {NAME}: is the address right, was the data copied whole?") from None
+    path = Path(directory) / NAME
+    if not path.is_file():
+        there = Path(directory).is_dir()
+        state = "holds no manifest (empty, or preparing it was cut off)" if there else "is no directory"
+        raise UserError(f"{directory} {state}: run `pairstream prepare CORPUS --out {directory}`")
+    return path
 
 
 def check_shards(manifest: Manifest, budget: float) -> None:

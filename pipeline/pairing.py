@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
+from infra.errors import UserError
 from pipeline.config import Pairing
 from pipeline.manifest import Manifest
+from pipeline.order import mix, seed_of
+from pipeline.rows import Rows
+
+CHUNK = 2**18
+"""Samples that are looked at together when a view is made."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,10 @@ class Pool:
     """Rows of one kind: these samples (numbers in the manifest), of which only the `shown` modalities are seen."""
 
     name: str
-    samples: np.ndarray
+    samples: Rows
     shown: np.ndarray
+    kept: Callable[[np.ndarray], np.ndarray] | None = None
+    """With `keep`, where each row shows others: samples (B,) -> shown (B, M)."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -26,21 +34,27 @@ class Pool:
 
 @dataclass(frozen=True)
 class View:
-    """A training set as pools of rows, of which a step takes `counts` rows each.
+    """A training set, or its part of a mixture, as pools of rows, of which a step takes `counts` rows each.
 
-    With one count for several pools together (natural composition) `counts` is None.
+    With one count for several pools together (natural composition) `counts` is None, and a step takes `rows`.
     """
 
+    manifest: Manifest
     pools: list[Pool]
     counts: list[int] | None
+    rows: int
+    """Rows of each step."""
     keys: int
     """Number of samples behind the view: the length of an epoch in rows."""
     starved: tuple[str, ...] = ()
     """Pools that should have a share of each step but get no row, because the batch is too small."""
+    empty: int = 0
+    """Samples that show nothing under this view: they give no row."""
 
     def describe(self) -> dict[str, int]:
-        """Rows per pool."""
-        return {pool.name: len(pool) for pool in self.pools}
+        """Rows per pool; as "empty" the samples that give no row, if there are any."""
+        rows = {pool.name: len(pool) for pool in self.pools}
+        return rows | {"empty": self.empty} if self.empty else rows
 
 
 def key_hashes(keys: Sequence[str], seed: int) -> np.ndarray:
@@ -54,42 +68,96 @@ def is_pair(hashes: np.ndarray, fraction: float) -> np.ndarray:
     The count is exact: at 0.1 % of a small data set a binomial count would drown the comparison of two seeds.
     """
     count = round(fraction * len(hashes))
+    if count in (0, len(hashes)):
+        return np.full(len(hashes), count > 0)
     paired = np.zeros(len(hashes), bool)
-    paired[np.argsort(hashes, kind="stable")[:count]] = True
+    paired[np.argpartition(hashes, count - 1)[:count]] = True
     return paired
 
 
-def view(manifest: Manifest, split: str, modalities: Sequence[str], pairing: Pairing, seed: int, batch: int) -> View:
-    """The rows of a split under a supervision view, as pure functions of (seed, key)."""
+def view(
+    manifest: Manifest,
+    split: str,
+    modalities: Sequence[str],
+    pairing: Pairing,
+    seed: int,
+    batch: int,
+    partly: bool = False,
+) -> View:
+    """The rows of a split under a supervision view, as pure functions of (seed, key); a step takes `batch` rows.
+
+    Raises UserError where the shards do not hold one of the modalities; with `partly` they need not.
+    """
     rows = manifest.split(split)
-    bits = manifest.patterns(rows)
-    present = np.stack([(bits >> np.uint64(c)) & np.uint64(1) for c in manifest.column(modalities)], 1).astype(bool)
-    samples = np.arange(rows.start, rows.stop)
+    columns = manifest.column(modalities, partly)
+    pairing_seed = seed if pairing.seed is None else pairing.seed
     everything = np.ones(len(modalities), bool)
-    if pairing.view == "declared":
-        pools = [Pool("declared", samples[present.any(1)], everything)]
+    chosen: dict[str, np.ndarray] = {}
+    empty = 0
+
+    def choose(pool: str, part: slice, which: np.ndarray) -> None:
+        chosen.setdefault(pool, np.zeros(len(rows), bool))[part] = which
+
+    if pairing.view in ("declared", "keep"):
+        keep = keeper(manifest, modalities, pairing.keep, pairing_seed) if pairing.view == "keep" else None
+        for part, present in _presence(manifest, rows, columns):
+            if keep:
+                present = present & keep(np.arange(rows.start + part.start, rows.start + part.stop))
+            choose("kept" if keep else "declared", part, np.asarray(present.any(1)))
+            empty += int((~present.any(1)).sum())
+        pools = [Pool(name, Rows(rows, which), everything, keep) for name, which in chosen.items()]
     else:
-        pairing_seed = seed if pairing.seed is None else pairing.seed
-        hashes = key_hashes(manifest.keys(rows), pairing_seed)
+        hashes = _hashes(manifest, rows, pairing_seed)
         paired = is_pair(hashes, pairing.fraction)
-        pools = [Pool("complete", samples[paired & present.any(1)], everything)]
-        kept = np.ones_like(present) if pairing.view == "split" else _keep_one(hashes, present)
-        for column, name in enumerate(modalities):
-            alone = np.arange(len(modalities)) == column
-            pools.append(Pool(f"only {name}", samples[~paired & present[:, column] & kept[:, column]], alone))
+        for part, present in _presence(manifest, rows, columns):
+            kept = present if pairing.view == "split" else _keep_one(hashes[part], present)
+            choose("complete", part, paired[part] & present.any(1))
+            empty += int((~present.any(1)).sum())
+            for column, name in enumerate(modalities):
+                choose(f"only {name}", part, ~paired[part] & kept[:, column])
+        shown = {f"only {name}": np.arange(len(modalities)) == column for column, name in enumerate(modalities)}
+        pools = [Pool(name, Rows(rows, which), shown.get(name, everything)) for name, which in chosen.items()]
     pools = [pool for pool in pools if len(pool)]
-    if pairing.composition == "natural" or pairing.view == "declared" or not pools:
-        return View(pools, None, len(rows))
+    if pairing.composition == "natural" or pairing.view in ("declared", "keep") or not pools:
+        return View(manifest, pools, None, batch, len(rows), empty=empty)
     weights = _weights([pool.name == "complete" for pool in pools], pairing.complete_share)
-    counts = _balanced(weights, batch)
+    counts = portions(weights, batch)
     starved = tuple(pool.name for pool, w, count in zip(pools, weights, counts, strict=True) if w > 0 and not count)
-    return View(pools, counts, len(rows), starved)
+    return View(manifest, pools, counts, batch, len(rows), starved, empty)
+
+
+def keeper(manifest: Manifest, modalities: Sequence[str], keep: float, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """samples (B,) -> (B, M): each modality is kept with probability `keep`, independently (MVAE appendix F).
+
+    A pure function of (seed, key, modality's name), nested: what is kept at 0.1 is kept at 0.2.
+    """
+    salts = np.array([seed_of("keep", name) for name in modalities], np.uint64)
+    limit = np.uint64(min(int(keep * 2**53), 2**53 - 1))
+
+    def kept(samples: np.ndarray) -> np.ndarray:
+        hashes = key_hashes(manifest.keys(samples), seed)
+        drawn = mix(hashes[:, None] ^ salts) >> np.uint64(11)  # 53 bits, as many as a float tells apart
+        return np.full(drawn.shape, True) if keep >= 1 else drawn < limit
+
+    return kept
+
+
+def _presence(manifest: Manifest, rows: range, columns: list[int]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Which modalities each sample has, (len, M), some samples at a time."""
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, min(start + CHUNK, len(rows)))
+        bits = manifest.patterns(rows[part])
+        has = [(bits >> np.uint64(c)) & np.uint64(1) if c >= 0 else np.zeros_like(bits) for c in columns]
+        yield part, np.stack(has, 1).astype(bool)
+
+
+def _hashes(manifest: Manifest, rows: range, seed: int) -> np.ndarray:
+    parts = [key_hashes(manifest.keys(rows[i : i + CHUNK]), seed) for i in range(0, len(rows), CHUNK)]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
 def _keep_one(hashes: np.ndarray, present: np.ndarray) -> np.ndarray:
     """One present modality per key, chosen by the hash's digits (another part of it than decides on pairs)."""
-    from pipeline.order import mix
-
     total = np.maximum(present.sum(1), 1).astype(np.uint64)
     choice = (mix(hashes) % total).astype(np.int64)
     rank = np.cumsum(present, 1) - 1
@@ -104,10 +172,36 @@ def _weights(complete: list[bool], share: float) -> np.ndarray:
     return np.array([share if c else rest / complete.count(False) for c in complete])
 
 
-def _balanced(weights: np.ndarray, batch: int) -> list[int]:
-    """Rows per pool and step in these parts, rounded by largest remainder."""
+def portions(weights: np.ndarray, batch: int) -> list[int]:
+    """Rows per pool (or source) and step in these parts, rounded by largest remainder."""
     exact = weights / weights.sum() * batch
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: batch - counts.sum()]:
         counts[index] += 1
     return [int(count) for count in counts]
+
+
+def mixture(
+    manifests: Sequence[Manifest],
+    shares: Sequence[float],
+    modalities: Sequence[str],
+    pairing: Pairing,
+    seed: int,
+    batch: int,
+) -> list[View]:
+    """Training views of several data directories, each with its share of every step; `pairing` is for the first one.
+
+    The others are shown as declared and may hold some of the modalities only (monolingual text beside pairs). Raises
+    UserError where a share comes to no row.
+    """
+    counts = portions(np.array(shares), batch)
+    for manifest, share, count in zip(manifests, shares, counts, strict=True):
+        if not count:
+            raise UserError(
+                f"mix: a share of {share:g} for {manifest.directory} is not one row of train.batch = {batch}: "
+                "choose a larger share or batch"
+            )
+    views = [view(manifests[0], "train", modalities, pairing, seed, counts[0])]
+    for manifest, count in zip(manifests[1:], counts[1:], strict=True):
+        views.append(view(manifest, "train", modalities, Pairing(), seed, count, partly=True))
+    return views

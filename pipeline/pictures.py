@@ -13,10 +13,11 @@ from infra.checkpoint import Checkpoints
 from infra.journal import points
 from modalities import Image, Label
 from pipeline.batch import Batch
+from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
-from pipeline.stream import Collator, in_order
+from pipeline.stream import in_order
 from pipeline.train import build, load_weights
 
 COLUMNS = 12
@@ -80,8 +81,8 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
     from matplotlib import pyplot as plt
 
     names = list(run.modalities)
-    refs = in_order(manifest, "val", names, min(COLUMNS, len(manifest.split("val"))))[0]
-    batch = Collator(manifest, run.modalities, budget=run.train.damage)(refs)
+    refs = next(in_order(manifest, "val", names, min(COLUMNS, len(manifest.split("val")))))
+    batch = Collator([manifest], run.modalities, budget=run.train.damage)(refs)
     sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
     subsets = [subset for size in sizes for subset in combinations(names, size)]
     figure, axes = plt.subplots(len(subsets) + 1, len(batch), figsize=(len(batch) * 0.8, (len(subsets) + 1) * 1.05))

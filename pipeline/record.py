@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import uuid
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -53,13 +54,13 @@ class Record:
         self,
         run: Run,
         directory: Path,
-        manifest: Manifest,
+        manifests: Sequence[Manifest],
         world: World,
         resume: bool = False,
         identity: str | None = None,
         parent: str | None = None,
     ) -> None:
-        self.run, self.directory, self.manifest, self.world, self.resume = run, directory, manifest, world, resume
+        self.run, self.directory, self.manifests, self.world, self.resume = run, directory, manifests, world, resume
         self.identity, self.parent = identity, parent
         self.book: Tracker | Journal | None = None
         self._status = "FAILED"
@@ -133,7 +134,7 @@ class Record:
         tags = {
             "pairstream.recipe": self.run.recipe,
             "pairstream.directory": str(self.directory),
-            "pairstream.data": self.manifest.fingerprint,
+            "pairstream.data": " ".join(manifest.fingerprint for manifest in self.manifests),
             "pairstream.ranks": str(self.world.size),
             "system.host": platform.node(),
             "system.python": platform.python_version(),

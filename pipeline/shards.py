@@ -6,18 +6,16 @@ A shard is a plain tar with members KEY.MODALITY.EXT (KEY.MODALITY.N.EXT where a
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import tarfile
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from infra.storage import open_directory
 from pipeline.manifest import BLOCK, MEMBER, Manifest
 
 SPLITS = ("train", "val", "test")
@@ -29,110 +27,131 @@ NAME_BYTES = 100
 """Room for KEY.MODALITY.EXT in a tar header; longer names need extra blocks, which `verify` would not see."""
 INDEXED = "indexed"
 """Corpus of a manifest over tars that somebody else made."""
-OPEN_SHARDS = 256
-"""Shards that a reader keeps open; processes may hold 1,024 files by default."""
 ROW = np.dtype([(f.name, f.type.to_pandas_dtype()) for f in MEMBER])
 """One member's row of the manifest."""
-UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-"""Errors that a damaged or missing shard gives; any other (too many open files, ...) is no matter of the data."""
+GAP = 4096
+"""Bytes between two wanted members that are read along with them: cheaper than a second read."""
+STRETCH = 2**20
+"""Bytes after which a read of neighbouring members begins anew."""
 
 
 class Corrupt(Exception):
     """A member whose bytes do not match their declaration; never to be taken for a missing modality."""
 
 
-class _File:
-    """An open shard; closed when nobody reads it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
 class Reader:
-    """Members of a data directory's shards, by number. Safe to share among threads.
+    """Members of one or several manifests' shards, verified. Safe to share among threads.
 
-    Plain reads, not a mapped file: a shard cut off under a mapping, or a disk that fails, would kill the process.
+    Samples and members are numbered through the manifests, in their order: with one manifest, as in it. Plain reads,
+    not a mapped file: a shard cut off under a mapping, or a disk that fails, would kill the process.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self._file = lru_cache(OPEN_SHARDS)(self._open)
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        self.manifests = list(manifests)
+        self.first_sample = np.cumsum([0, *(len(manifest) for manifest in manifests)])
+        self.first_member = np.cumsum([0, *(len(manifest.size) for manifest in manifests)])
+        self._directories = [open_directory(manifest.directory) for manifest in manifests]
 
-    def _open(self, number: int) -> _File:
-        path = self.manifest.directory / self.manifest.shards[number].name
-        if not path.is_file():  # a pipe would wait for ever
-            raise FileNotFoundError(errno.ENOENT, "no such file")
-        return _File(path)
+    @property
+    def retries(self) -> int:
+        """How often remote storage had to be asked again."""
+        return sum(getattr(directory, "retries", 0) for directory in self._directories)
 
-    def bytes_at(self, shard: int, start: int, size: int) -> bytes:
-        """What a shard holds there; less where it ends. Raises Corrupt when it cannot be read."""
-        try:
-            file = self._file(shard)  # held while it is read: another thread may push it out of the cache
-            return os.pread(file.descriptor, size, start)
-        except OSError as error:
-            if error.errno not in UNREADABLE:
-                raise
-            raise Corrupt(f"shard cannot be read: {error.strerror}") from None
+    def read(self, members: np.ndarray) -> list[bytes | Corrupt]:
+        """The bytes of these members in this order; Corrupt instead where they are not what the manifest declares.
 
-    def read(self, member: int) -> bytes:
-        """The bytes of one member. Raises Corrupt when they are not what the manifest declares."""
-        table = self.manifest
-        start, size = int(table.block[member]) * BLOCK, int(table.size[member])
-        data = self.bytes_at(int(table.shard[member]), start, size)
+        Raises UserError where the storage does not answer.
+        """
+        if not len(members):
+            return []
+        if len(self.manifests) == 1:
+            return self._read(0, members)
+        result: list[bytes | Corrupt] = [b""] * len(members)
+        source = np.searchsorted(self.first_member, members, side="right") - 1
+        for number in np.unique(source).tolist():
+            mine = np.flatnonzero(source == number)
+            data = self._read(number, members[mine] - self.first_member[number])
+            for index, one in zip(mine.tolist(), data, strict=True):
+                result[index] = one
+        return result
+
+    def _read(self, source: int, members: np.ndarray) -> list[bytes | Corrupt]:
+        table = self.manifests[source]
+        where = np.lexsort((table.block[members], table.shard[members]))  # in storage order: neighbours in one read
+        ordered = members[where]
+        shard, size, sums = table.shard[ordered], table.size[ordered].astype(np.int64), table.checksum[ordered]
+        start = table.block[ordered].astype(np.int64) * BLOCK
+        begins = _stretches(shard, start, start + size)
+        first, stretch = np.flatnonzero(begins), np.cumsum(begins) - 1
+        offset = start[first]
+        length = np.maximum.reduceat(start + size, first) - offset
+        names = [table.shards[number].name for number in shard[first].tolist()]
+        read = self._directories[source].read(names, offset.tolist(), length.tolist(), table.fingerprint)
+        errors = {number: one for number, one in enumerate(read) if isinstance(one, OSError)}
+        held = [b"" if isinstance(one, OSError) else one for one in read] if errors else read
+        begin = start - offset[stretch]
+        cuts = zip(stretch.tolist(), begin.tolist(), (begin + size).tolist(), strict=True)
+        data: list[Any] = [held[number][a:b] for number, a, b in cuts]
+        found = list(map(xxhash.xxh3_64_intdigest, data))
+        if errors or found != sums.tolist():
+            wrong = (np.array(found, np.uint64) != sums) | np.isin(stretch, list(errors))
+            for index in np.flatnonzero(wrong).tolist():
+                error = errors.get(int(stretch[index]))
+                reason = f"shard cannot be read: {error.strerror}" if error else None
+                data[index] = Corrupt(reason) if reason else self._again(source, int(ordered[index]))
+        result: list[Any] = [None] * len(data)
+        for place, one in zip(where.tolist(), data, strict=True):
+            result[place] = one
+        return result
+
+    def _again(self, source: int, member: int) -> bytes | Corrupt:
+        """A member whose bytes were not right, once more past the cache, which may be what is damaged."""
+        table, directory = self.manifests[source], self._directories[source]
+        name, start = table.shards[int(table.shard[member])].name, int(table.block[member]) * BLOCK
+        size = int(table.size[member])
+        directory.forget(name, start, size, table.fingerprint)
+        data = directory.read([name], [start], [size], table.fingerprint)[0]
+        if isinstance(data, OSError):
+            return Corrupt(f"shard cannot be read: {data.strerror}")
         if len(data) != size:
-            raise Corrupt(f"shard ends at byte {start + len(data):,}, the member needs {start + size:,}")
-        if xxhash.xxh3_64_intdigest(data) != table.checksum[member]:
-            raise Corrupt("checksum differs")
-        return data
+            return Corrupt(f"shard ends at byte {start + len(data):,}, the member needs {start + size:,}")
+        return data if xxhash.xxh3_64_intdigest(data) == table.checksum[member] else Corrupt("checksum differs")
 
-    def locate(self, row: int, member: int) -> dict[str, str | int]:
+    def keys(self, samples: np.ndarray) -> list[str]:
+        """The key of each sample; "" for a negative number, which is padding."""
+        if len(self.manifests) == 1 and (not len(samples) or samples.min() >= 0):
+            return self.manifests[0].keys(samples)
+        result = [""] * len(samples)
+        source = np.searchsorted(self.first_sample, samples, side="right") - 1
+        for number in np.unique(source[samples >= 0]).tolist():
+            mine = np.flatnonzero(source == number)
+            found = self.manifests[number].keys(samples[mine] - self.first_sample[number])
+            for index, key in zip(mine.tolist(), found, strict=True):
+                result[index] = key
+        return result
+
+    def locate(self, sample: int, member: int) -> dict[str, str | int]:
         """Where a member lies, in words: for the quarantine file and for error messages."""
-        table = self.manifest
+        source = int(np.searchsorted(self.first_member, member, side="right")) - 1
+        table, member = self.manifests[source], member - int(self.first_member[source])
+        shard = table.shards[int(table.shard[member])].name
         return {
-            "shard": table.shards[int(table.shard[member])].name,
-            "key": table.key(row),
+            "shard": f"{table.directory}/{shard}" if source else shard,
+            "key": table.key(sample - int(self.first_sample[source])),
             "modality": list(table.modalities)[int(table.modality[member])],
             "offset": int(table.block[member]) * BLOCK,
         }
 
 
-def verify(manifest: Manifest, rows: range, modalities: Sequence[str] | None = None) -> list[dict[str, str | int]]:
-    """Every damaged member of these samples: where it lies and the reason; checks headers and checksums."""
-    reader, damage = Reader(manifest), []
-    columns = set(manifest.column(modalities or list(manifest.modalities)))
-    for row in rows:
-        for member in range(int(manifest.first[row]), int(manifest.first[row + 1])):
-            if int(manifest.modality[member]) not in columns:
-                continue
-            try:
-                reader.read(member)
-                _check_header(reader, row, member)
-            except Corrupt as error:
-                damage.append(reader.locate(row, member) | {"reason": str(error)})
-    return damage
-
-
-def _check_header(reader: Reader, row: int, member: int) -> None:
-    """The tar header in front of a member must name it: plain WebDataset readers go by the header."""
-    table = reader.manifest
-    start = (int(table.block[member]) - 1) * BLOCK
-    header = reader.bytes_at(int(table.shard[member]), start, BLOCK)
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise Corrupt(f"tar header damaged: {error}") from None
-    name = list(table.modalities)[int(table.modality[member])]
-    key, stem = f"{table.key(row)}.", info.name.removeprefix("./")
-    if table.corpus == INDEXED:  # somebody else's names, of which this block may hold the beginning only
-        named = stem.startswith(key) or key.startswith(stem)
-    else:
-        named = stem.startswith(f"{key}{name}.")
-    if not named or info.size != int(table.size[member]):
-        raise Corrupt(f"tar header names {info.name} with {info.size} bytes")
+def _stretches(shard: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Which members, in storage order, begin a read of their own: neighbours share one."""
+    begins = np.ones(len(start), bool)
+    begins[1:] = (shard[1:] != shard[:-1]) | (start[1:] > end[:-1] + GAP)
+    first = np.flatnonzero(begins)
+    if (np.maximum.reduceat(end, first) - start[first]).max() > STRETCH:  # cut long ones
+        part = (start - start[first][np.cumsum(begins) - 1]) // STRETCH
+        begins[1:] |= part[1:] != part[:-1]
+    return begins
 
 
 def quarantine(path: Path, entries: list[dict[str, str | int]]) -> None:

@@ -1,4 +1,4 @@
-"""The stream: a global order that nothing can disturb, cut into the rows of each rank, read ahead.
+"""The stream: a global order that nothing can disturb, cut into the rows of each rank; nothing is read here.
 
 The rows of global batch k are a pure function of (seed, manifest, view, k): world size, workers, a crash and a
 resume do not change them. Shape legend: B rows, M modalities.
@@ -6,26 +6,18 @@ resume do not change them. Shape legend: B rows, M modalities.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
-from typing import TypeVar
 
 import numpy as np
-import torch
 
 from infra.errors import UserError
-from modalities import Modality
-from pipeline.batch import Batch
 from pipeline.manifest import Manifest
 from pipeline.order import mix, permute, seed_of, shuffle
-from pipeline.pairing import View
-from pipeline.shards import Corrupt, Reader, quarantine
+from pipeline.pairing import Pool, View
 
-T = TypeVar("T")
 PADDING = -1
 
 
@@ -44,61 +36,118 @@ class Refs:
         return Refs(self.sample_B[rows], self.member_BM[rows], self.row_B[rows])
 
 
-@dataclass(frozen=True)
 class Stream:
-    """The infinite sequence of global batches of a view."""
+    """The infinite sequence of global batches of a view, or of several that are mixed."""
 
-    manifest: Manifest
-    view: View
-    modalities: Mapping[str, Modality]
-    seed: int
-    batch: int
-
-    def __post_init__(self) -> None:
-        if not self.view.pools:
-            raise UserError(f"{self.manifest.directory}: the view shows no row of {', '.join(self.modalities)}")
-        if self.view.starved:
-            raise UserError(
-                f"train.batch = {self.batch} is too small for pairing.composition = balanced: "
-                f"a step would hold no row of {', '.join(self.view.starved)}"
-            )
+    def __init__(self, views: Sequence[View], modalities: Collection[str], seed: int) -> None:
+        for view in views:
+            if not view.pools:
+                raise UserError(f"{view.manifest.directory}: the view shows no row of {', '.join(modalities)}")
+            if view.starved:
+                raise UserError(
+                    f"train.batch = {view.rows} is too small for pairing.composition = balanced: "
+                    f"a step would hold no row of {', '.join(view.starved)}"
+                )
+        self.manifests = [view.manifest for view in views]
+        self.views, self.modalities, self.seed = views, modalities, seed
+        self.batch = sum(view.rows for view in views)
+        self._lanes: list[_Lane] = []
+        sample = member = 0
+        for view in views:
+            pools = [view.pools] if view.counts is None else [[pool] for pool in view.pools]
+            counts = [view.rows] if view.counts is None else view.counts
+            for number, (some, count) in enumerate(zip(pools, counts, strict=True)):
+                self._lanes.append(_Lane(view.manifest, some, count, number, seed, list(modalities), sample, member))
+            sample, member = sample + len(view.manifest), member + len(view.manifest.size)
+        counts = [lane.count for lane in self._lanes]
+        self._lane_of_place = np.repeat(np.arange(len(counts)), counts)
+        self._first_place, self._count = np.cumsum(counts) - counts, np.array(counts)
 
     def global_batch(self, step: int) -> Refs:
-        """The rows of one step, in O(batch) wherever it lies. Every rank calls this and takes its part."""
-        slots = np.arange(self.batch)
-        if self.view.counts is None:
-            pool, position = np.zeros(self.batch, np.int64), step * self.batch + slots
-            sizes = [sum(len(p) for p in self.view.pools)]
-        else:
-            counts = np.array(self.view.counts)
-            pool = np.repeat(np.arange(len(counts)), counts)
-            offset = slots - np.repeat(np.cumsum(counts) - counts, counts)
-            position = step * counts[pool] + offset
-            sizes = [len(p) for p in self.view.pools]
-        size = np.array(sizes)[pool]
-        passes, within = position // size, position % size
-        row = np.empty(self.batch, np.int64)
-        for number, length in enumerate(sizes):
-            mine = pool == number
+        """The rows of one step, in O(batch) wherever it lies."""
+        return self.rows(np.arange(step * self.batch, (step + 1) * self.batch))
+
+    def describe(self) -> dict[str, int]:
+        """Rows of each kind that there are, of what is mixed in under its directory."""
+        first, *rest = self.views
+        mixed = {f"{v.manifest.directory}: {name}": rows for v in rest for name, rows in v.describe().items()}
+        return first.describe() | mixed
+
+    def rows(self, number: np.ndarray) -> Refs:
+        """Rows by their number in the whole run (step * batch + slot); each is a function of its number alone."""
+        lane, position = np.zeros(len(number), np.int64), number
+        if len(self._lanes) > 1:  # the lanes' rows are mixed, so that ranks get the like of each
+            step, slot = np.divmod(number, self.batch)
+            steps, which = np.unique(step, return_inverse=True)
+            keys = np.array([seed_of(self.seed, "slots", int(one)) for one in steps], np.uint64)
+            place = permute(slot, self.batch, keys[which])
+            lane = self._lane_of_place[place]
+            position = step * self._count[lane] + place - self._first_place[lane]
+        sample = np.empty(len(number), np.int64)
+        member = np.empty((len(number), len(self.modalities)), np.int64)
+        for index, one in enumerate(self._lanes):
+            mine = lane == index
             if mine.any():
-                base = np.uint64(seed_of(self.seed, "order", self.manifest.fingerprint, number))
-                key = mix(base + passes[mine].astype(np.uint64))
-                row[mine] = shuffle(within[mine], length, key)
-        if self.view.counts is None:  # one order over all pools: find the pool that a row lies in
-            ends = np.cumsum([len(p) for p in self.view.pools])
-            pool = np.searchsorted(ends, row, side="right")
-            row = row - (ends - [len(p) for p in self.view.pools])[pool]
-        else:  # the pools' rows are mixed, so that ranks get the like of each
-            place = permute(slots, self.batch, seed_of(self.seed, "slots", step))
-            pool, row, passes = pool[place], row[place], passes[place]
-        sample, shown = np.empty(self.batch, np.int64), np.empty((self.batch, len(self.modalities)), bool)
-        for number, one in enumerate(self.view.pools):
-            mine = pool == number
-            sample[mine], shown[mine] = one.samples[row[mine]], one.shown
+                sample[mine], member[mine] = one.rows(position[mine])
+        return Refs(sample, member, number)
+
+
+class _Lane:
+    """An endless order over one or several pools, of which every step takes `count` rows."""
+
+    def __init__(
+        self, manifest: Manifest, pools: list[Pool], count: int, number: int, seed: int, names: list[str],
+        first_sample: int, first_member: int,
+    ) -> None:  # fmt: skip
+        self.manifest, self.pools, self.count = manifest, pools, count
+        self.first_sample, self.first_member = first_sample, first_member
+        self.columns = manifest.column(names, partly=True)
+        self.ends = np.cumsum([len(pool) for pool in pools])
+        self.order = np.uint64(seed_of(seed, "order", manifest.fingerprint, number))
+        self.instance = np.uint64(seed_of(seed, "instance"))
+
+    def rows(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples and members, numbered through all manifests, at these positions of the order."""
+        size = int(self.ends[-1])
+        passes, within = np.divmod(position, size)
+        with np.errstate(over="ignore"):
+            row = shuffle(within, size, mix(self.order + passes.astype(np.uint64)))
+        pool = np.searchsorted(self.ends, row, side="right")
+        sample, shown = np.empty(len(row), np.int64), np.empty((len(row), len(self.columns)), bool)
+        for number, one in enumerate(self.pools):
+            mine = np.flatnonzero(pool == number)
+            if len(mine):
+                sample[mine] = one.samples[row[mine] - (self.ends[number] - len(one))]
+                shown[mine] = one.shown if one.kept is None else one.kept(sample[mine])
         # Which instance of a modality is shown: a pure function of (seed, pass, sample).
-        choice = mix(np.uint64(seed_of(self.seed, "instance")) + passes.astype(np.uint64)) ^ sample.astype(np.uint64)
-        members = self.manifest.members(sample, self.manifest.column(list(self.modalities)), mix(choice))
-        return Refs(sample, np.where(shown, members, -1), step * self.batch + slots)
+        member = self.manifest.members(sample, self.columns, mix(self.instance ^ sample.astype(np.uint64)), passes)
+        return sample + self.first_sample, np.where(shown & (member >= 0), member + self.first_member, -1)
+
+
+class Share:
+    """One rank's rows of a stream, by step. Safe to share among threads.
+
+    Many steps are worked out together: numpy's calls cost as much for a hundred rows as for thousands.
+    """
+
+    ROWS = 4096
+
+    def __init__(self, stream: Stream, rank: int = 0, world: int = 1) -> None:
+        """The world size must divide the stream's batch."""
+        self._stream, self._size = stream, stream.batch // world
+        self._first, self._steps = rank * self._size, max(1, self.ROWS // self._size)
+        self._lock, self._block = Lock(), lru_cache(4)(self._work_out)
+
+    def __call__(self, step: int) -> Refs:
+        """This rank's contiguous part of a global batch."""
+        with self._lock:
+            refs = self._block(step // self._steps)
+        start = step % self._steps * self._size
+        return refs[start : start + self._size]
+
+    def _work_out(self, block: int) -> Refs:
+        steps = np.arange(block * self._steps, (block + 1) * self._steps)
+        return self._stream.rows((steps[:, None] * self._stream.batch + self._first + np.arange(self._size)).ravel())
 
 
 def rows_for_rank(refs: Refs, rank: int, world: int) -> Refs:
@@ -107,132 +156,16 @@ def rows_for_rank(refs: Refs, rank: int, world: int) -> Refs:
     return refs[rank * share : (rank + 1) * share]
 
 
-def in_order(manifest: Manifest, split: str, modalities: list[str], batch: int) -> list[Refs]:
+def in_order(manifest: Manifest, split: str, modalities: list[str], batch: int) -> Iterator[Refs]:
     """A split once, in storage order, as batches of equal size; the last one is filled up with PADDING rows."""
-    rows = manifest.split(split)
-    sample = np.arange(rows.start, rows.stop)
-    members = manifest.members(sample, manifest.column(modalities), np.zeros(len(sample), np.uint64))
-    missing = -len(sample) % batch
-    sample = np.concatenate([sample, np.full(missing, PADDING)])
-    members = np.concatenate([members, np.full((missing, len(modalities)), -1)])
-    refs = Refs(sample, members, np.arange(len(sample)))
-    return [refs[start : start + batch] for start in range(0, len(sample), batch)]
+    rows, columns = manifest.split(split), manifest.column(modalities)
 
+    def batch_at(start: int) -> Refs:
+        sample = np.arange(rows.start + start, min(rows.start + start + batch, rows.stop))
+        zeros, missing = np.zeros(len(sample), np.uint64), batch - len(sample)
+        members = manifest.members(sample, columns, zeros, zeros)
+        sample = np.concatenate([sample, np.full(missing, PADDING)])
+        members = np.concatenate([members, np.full((missing, len(modalities)), -1)])
+        return Refs(sample, members, np.arange(start, start + batch))
 
-@dataclass
-class Collator:
-    """Reads and decodes the rows of one rank. Damaged rows weigh 0 and go into the quarantine file."""
-
-    manifest: Manifest
-    modalities: Mapping[str, Modality]
-    quarantine_file: Path | None = None
-    budget: float = 0.0
-    rows_read: int = 0
-    rows_damaged: int = 0
-    _seen: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._reader = Reader(self.manifest)
-        self._lock = Lock()  # threads of `prefetch` share the counts and the quarantine file
-
-    def __call__(self, refs: Refs) -> Batch:
-        """A batch from the rows' bytes. Raises UserError once more than `budget` of all rows were damaged."""
-        members = refs.member_BM.copy()
-        values: dict[str, np.ndarray] = {}
-        damaged: set[int] = set()
-        for column, (name, modality) in enumerate(self.modalities.items()):
-            values[name], bad = self._column(refs, members[:, column], name, modality)
-            damaged |= bad
-        self._count(int((refs.sample_B != PADDING).sum()), damaged)
-        if damaged:  # the row weighs nothing: what else it holds is taken out as well
-            bad_rows = np.array(sorted(damaged))
-            for column, name in enumerate(self.modalities):
-                keep = ~np.isin(np.flatnonzero(members[:, column] >= 0), bad_rows)
-                values[name] = values[name][keep] if len(keep) else values[name]
-            members[bad_rows] = -1
-        present = members >= 0
-        weight = (present.any(1)).astype(np.float32)
-        rows_of = {name: np.flatnonzero(present[:, column]) for column, name in enumerate(self.modalities)}
-        for name, modality in self.modalities.items():
-            if not len(rows_of[name]):
-                values[name] = np.zeros((1, *modality.shape), modality.dtype)
-        return Batch(
-            values={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()},
-            rows_of=rows_of,
-            present_BM=present,
-            weight_B=torch.from_numpy(weight),
-            row_B=torch.from_numpy(refs.row_B.copy()),
-            keys=[self.manifest.key(sample) if sample >= 0 else "" for sample in refs.sample_B],
-        )
-
-    def _column(self, refs: Refs, members: np.ndarray, name: str, modality: Modality) -> tuple[np.ndarray, set[int]]:
-        """Decoded values of the rows that have this modality (zeros for damaged ones), and the damaged rows."""
-        rows = np.flatnonzero(members >= 0)
-        buffers: list[bytes | None] = []
-        damage: dict[int, str] = {}
-        for row in rows:
-            try:
-                buffers.append(self._reader.read(int(members[row])))
-            except Corrupt as error:
-                buffers.append(None)
-                damage[int(row)] = str(error)
-        if not damage:
-            try:
-                return modality.decode([b for b in buffers if b is not None]), set()
-            except ValueError:
-                pass  # one of them does not fit: find out which
-        decoded = np.zeros((len(rows), *modality.shape), modality.dtype)
-        for index, (row, buffer) in enumerate(zip(rows, buffers, strict=True)):
-            if buffer is not None:
-                try:
-                    decoded[index] = modality.decode([buffer])[0]
-                except ValueError as error:
-                    damage[int(row)] = str(error)
-        self._report(refs, members, damage)
-        return decoded, set(damage)
-
-    def _report(self, refs: Refs, members: np.ndarray, damage: dict[int, str]) -> None:
-        with self._lock:
-            entries = []
-            for row, reason in damage.items():
-                member = int(members[row])
-                if member not in self._seen:  # once per member, however often an epoch comes by
-                    self._seen.add(member)
-                    entries.append(self._reader.locate(int(refs.sample_B[row]), member) | {"reason": reason})
-            if entries and self.quarantine_file is not None:
-                quarantine(self.quarantine_file, entries)
-
-    def _count(self, rows: int, damaged: set[int]) -> None:
-        with self._lock:
-            self.rows_read += rows
-            self.rows_damaged += len(damaged)
-            if not damaged or self.rows_damaged <= self.budget * max(self.rows_read, 1000):
-                return
-        listed = f"; they are listed in {self.quarantine_file}" if self.quarantine_file else ""
-        raise UserError(
-            f"{self.manifest.directory}: {self.rows_damaged} damaged rows among the first {self.rows_read:,}, more "
-            f"than train.damage = {self.budget:g} allows{listed}; "
-            f"run `pairstream inspect {self.manifest.directory} --verify`"
-        )
-
-
-def prefetch(fetch: Callable[[int], T], start: int, stop: int, workers: int, depth: int = 4) -> Iterator[T]:
-    """fetch(start), …, fetch(stop - 1) in this order, up to `depth` of them ahead in `workers` threads.
-
-    An error in a thread is raised here, at its turn. With 0 workers everything happens in the caller's thread.
-    """
-    if workers == 0:
-        yield from map(fetch, range(start, stop))
-        return
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="stream") as pool:
-        try:
-            for index in range(start, stop):
-                waiting.append(pool.submit(fetch, index))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return map(batch_at, range(0, len(rows), batch))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,23 @@ import torch
 from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World
-from infra.errors import UserError, nearest
+from infra.errors import UserError
 from infra.preemption import StopRequest
 from pipeline import config
 from pipeline.batch import Batch, empty_batch
+from pipeline.collate import Collator, Waiting, prefetch
 from pipeline.config import Run
+from pipeline.data import check_data, training_stream
 from pipeline.engine import Engine
-from pipeline.evaluate import evaluate, metric_names
-from pipeline.manifest import Manifest, check_shards, open_manifest
+from pipeline.evaluate import evaluate
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
 from pipeline.objectives.subsampled import beta_at, plan
 from pipeline.objectives.terms import Terms, combine
 from pipeline.order import seed_of
-from pipeline.pairing import view
 from pipeline.progress import Progress, agree
 from pipeline.record import Record
-from pipeline.stream import Collator, Stream, prefetch, rows_for_rank
+from pipeline.stream import Share, Stream
 
 Report = Callable[[int, dict[str, float]], bool]
 """Called on rank 0 with (step, metrics) after each validation; returns whether to stop."""
@@ -59,6 +60,8 @@ class Result:
     """Rows of each kind in the supervision view."""
     seconds: float
     """Wall time of this call."""
+    wait: float
+    """Share of the training loop's time in which it waited for data (on this rank)."""
 
 
 def train(
@@ -81,22 +84,23 @@ def train(
     manifest = check_data(run)
     world = distributed.start(run.engine.device, run.engine.threads)
     check_world(run, world.size)
-    rows = view(manifest, "train", list(run.modalities), run.pairing, run.seed, run.train.batch)
-    stream = Stream(manifest, rows, run.modalities, run.seed, run.train.batch)
+    stream = training_stream(run, manifest)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
-    last = _last_checkpoint(checkpoints, manifest, world) if resume else None  # refuses before anything is written
-    with StopRequest() as stop, Record(run, directory, manifest, world, resume, identity, parent) as record:
+    last = _last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
+    with StopRequest() as stop, Record(run, directory, stream.manifests, world, resume, identity, parent) as record:
         model = build(run)
         if weights_from and not last:
             load_weights(model, weights_from)
         engine = Engine(model, run, world, last.tensors("model", "optimizer") if last else None)
         progress = Progress.of(last, world) if last else Progress()
-        collate = Collator(manifest, run.modalities, directory / f"quarantine.{world.rank}.jsonl", run.train.damage)
+        damaged, pin = directory / f"quarantine.{world.rank}.jsonl", world.device.type == "cuda"
+        collate = Collator(stream.manifests, run.modalities, damaged, run.train.damage, pin)
         status = "stopped early" if progress.out_of_patience(run.train) else "finished"
 
         if weights_from and not last:  # a kill before the first checkpoint must not lose them
-            _save(engine, checkpoints, progress, run, manifest, world)
-        for step, batches, failure in _read_ahead(stream, collate, run, world, progress.step):
+            _save(engine, checkpoints, progress, run, stream, world)
+        ahead = Waiting(_read_ahead(stream, collate, run, world, progress.step))
+        for step, batches, failure in ahead:
             if status == "stopped early":
                 break
             terms = [_score(engine, model, run, batch, step, world) for batch in batches]
@@ -110,7 +114,7 @@ def train(
             if on_step:
                 on_step(progress.step, loss)
             if progress.step % run.train.log_every == 0:
-                record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, step))
+                record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, ahead, step))
             save = _due(progress.step, run.train.checkpoint_every, run.train.steps)
             if _due(progress.step, run.train.validate_every, run.train.steps):
                 metrics = evaluate(engine.module, model, run, manifest, "val", world)
@@ -120,10 +124,11 @@ def train(
                 if world.sum([float(asked)])[0] or progress.out_of_patience(run.train):
                     status, save = "stopped early", True
             if save:
-                _save(engine, checkpoints, progress, run, manifest, world)
+                _save(engine, checkpoints, progress, run, stream, world)
 
+        wait = ahead.total
         if status == "preempted":
-            _save(engine, checkpoints, progress, run, manifest, world)
+            _save(engine, checkpoints, progress, run, stream, world)
         record.finish(status)
         if status != "preempted" and world.is_main:
             from pipeline.pictures import illustrate
@@ -131,8 +136,9 @@ def train(
             for picture in illustrate(run, directory, manifest):
                 record.artifact(picture, "pictures")
     seconds = time.monotonic() - started
+    kinds = stream.describe()
     return Result(
-        directory, status, progress.step, progress.loss, progress.metrics, progress.best, rows.describe(), seconds
+        directory, status, progress.step, progress.loss, progress.metrics, progress.best, kinds, seconds, wait
     )
 
 
@@ -154,27 +160,6 @@ def load_weights(model: MultimodalVAE, checkpoint: Checkpoint) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"the weights of {checkpoint.path} do not fit this model: {reason}") from None
-
-
-def check_data(run: Run) -> Manifest:
-    """The manifest of a run's data. Raises UserError where the data does not hold what the run needs."""
-    known = metric_names(run, "val")
-    if run.train.best not in known:
-        raise UserError(f"train.best: no validation metric {run.train.best!r}" + nearest(run.train.best, known))
-    manifest = open_manifest(run.data)
-    for split in ("train", "val"):
-        manifest.split(split)
-    manifest.column(list(run.modalities))
-    for name, modality in run.modalities.items():
-        there = manifest.modalities[name]
-        shape = modality.shape if there.shape is None else there.shape  # where it is known
-        if (there.extension, shape) != (modality.extension, modality.shape):
-            raise UserError(
-                f"{run.data}: modality {name} is .{there.extension} of shape {shape} in the shards, "
-                f"the run wants .{modality.extension} of shape {modality.shape}"
-            )
-    check_shards(manifest, run.train.damage)
-    return manifest
 
 
 def check_world(run: Run, ranks: int) -> None:
@@ -200,10 +185,10 @@ def _read_ahead(
     Where they cannot be read, batches of nothing and the reason: the other ranks are in the midst of collectives, and
     all must stop together.
     """
-    share = run.train.batch // world.size // run.engine.accumulate
+    share, mine = run.train.batch // world.size // run.engine.accumulate, Share(stream, world.rank, world.size)
 
     def fetch(step: int) -> tuple[int, list[Batch], str | None]:
-        refs = rows_for_rank(stream.global_batch(step), world.rank, world.size)
+        refs = mine(step)
         try:
             return step, [collate(refs[i * share : (i + 1) * share]) for i in range(run.engine.accumulate)], None
         except UserError as error:
@@ -224,32 +209,37 @@ def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: i
     return combine(scores, terms, batch, run.weights(), beta, rows)
 
 
-def _gauges(engine: Engine, run: Run, collate: Collator, step: int) -> dict[str, float]:
+def _gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], step: int) -> dict[str, float]:
     """What is worth a curve beside the objective's parts (of this rank)."""
-    gauges = {"train/beta": beta_at(run.objective, step, run.train.steps)}
+    gauges = {"train/beta": beta_at(run.objective, step, run.train.steps), "speed/wait": ahead.share()}
     if run.optim.clip > 0:
         gauges["train/gradient_norm"] = engine.gradient_norm()
     if collate.rows_damaged:
         gauges["data/damaged_rows"] = float(collate.rows_damaged)
+    if collate.reader.retries:
+        gauges["data/retries"] = float(collate.reader.retries)
     return gauges
 
 
-def _last_checkpoint(checkpoints: Checkpoints, manifest: Manifest, world: World) -> Checkpoint | None:
+def _last_checkpoint(checkpoints: Checkpoints, stream: Stream, world: World) -> Checkpoint | None:
     """The newest whole checkpoint. Raises UserError where it was trained on other data."""
     last, notes = checkpoints.latest()
     for note in notes if world.is_main else []:
         print(note, flush=True)
-    if last and last.meta["fingerprint"] != manifest.fingerprint:
-        raise UserError(
-            f"{last.path} was trained on data with fingerprint {last.meta['fingerprint']}, {manifest.directory} has "
-            f"{manifest.fingerprint}: resume with the data it began with, or start another run with --from"
-        )
+    if last:
+        began = [last.meta["fingerprint"], *last.meta["mix"]]
+        for theirs, manifest in zip_longest(began, stream.manifests):
+            ours = manifest.fingerprint if manifest else "nothing"
+            if theirs != ours:
+                raise UserError(
+                    f"{last.path} was trained on data with fingerprint {theirs or 'nothing (no such mix)'}, "
+                    f"{manifest.directory if manifest else 'this run'} has {ours}: resume with the data it began with, "
+                    "or start another run with --from"
+                )
     return last
 
 
-def _save(
-    engine: Engine, checkpoints: Checkpoints, progress: Progress, run: Run, manifest: Manifest, world: World
-) -> None:
+def _save(engine: Engine, checkpoints: Checkpoints, progress: Progress, run: Run, stream: Stream, world: World) -> None:
     """Write a checkpoint, once per step. Collective; rank 0 writes, and a failure there stops all ranks."""
     if progress.saved == progress.step:
         return
@@ -257,7 +247,8 @@ def _save(
     meta = {
         **progress.meta(world),
         "run": config.to_dict(run),
-        "fingerprint": manifest.fingerprint,
+        "fingerprint": stream.manifests[0].fingerprint,
+        "mix": [manifest.fingerprint for manifest in stream.manifests[1:]],
         "world_size": world.size,
         "versions": {name: version(name) for name in ("torch", "deepspeed", "accelerate")},
     }

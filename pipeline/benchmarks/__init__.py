@@ -1,27 +1,43 @@
-"""Benchmarks: each alternates contenders in one process and states ratios."""
+"""Benchmarks: contenders take turns, block by block, and ratios of the same block are what counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from pipeline.benchmarks.harness import Outcome
+if TYPE_CHECKING:
+    from pipeline.benchmarks.harness import Outcome
 
-Benchmark = Callable[[int], Outcome]
-"""Takes the number of blocks."""
-
-
-def step(blocks: int) -> Outcome:
-    """One training step of the digits recipe under Accelerate and DeepSpeed against a plain PyTorch loop."""
-    from pipeline.benchmarks.step import run
-
-    return run(blocks)
+Progress = Callable[[int, int], None]
+"""Called after each block with the blocks that are done and all blocks."""
 
 
-def stream(blocks: int) -> Outcome:
-    """Batches of the digits shards, checksums verified, against plain webdataset with the same decoder."""
-    from pipeline.benchmarks.stream import run
+@dataclass(frozen=True)
+class Benchmark:
+    """What can be measured by one name; the module of that name in this package does it."""
 
-    return run(blocks)
+    about: str
+    cases: tuple[str, ...]
 
 
-BENCHMARKS: dict[str, Benchmark] = {"step": step, "stream": stream}
+BENCHMARKS = {
+    "step": Benchmark(
+        "One training step of the digits recipe under Accelerate and DeepSpeed against a plain PyTorch loop.",
+        ("digits",),
+    ),
+    "stream": Benchmark(
+        "Batches from shards, checksums verified, against plain webdataset with the same decoder.",
+        ("raw", "png", "jpeg", "text"),
+    ),
+    "manifest": Benchmark(
+        "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)
+    ),
+}
+
+
+def run(name: str, case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
+    """Measure one case of a benchmark in `blocks` blocks. `samples` is how many are made; 0 is the usual number."""
+    outcome: Outcome = import_module(f"pipeline.benchmarks.{name}").run(case, blocks, samples, progress)
+    return outcome

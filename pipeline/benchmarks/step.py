@@ -10,9 +10,12 @@ import torch
 
 from infra import distributed
 from pipeline.batch import Batch
-from pipeline.benchmarks.harness import Outcome, alternate
+from pipeline.benchmarks import Progress
+from pipeline.benchmarks.harness import Outcome, alternate, drawing, repeated
+from pipeline.collate import Collator
 from pipeline.config import Run, override
 from pipeline.corpora import prepare
+from pipeline.data import check_data
 from pipeline.engine import Engine
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
@@ -20,14 +23,17 @@ from pipeline.objectives.subsampled import plan
 from pipeline.objectives.terms import combine
 from pipeline.pairing import view
 from pipeline.recipes import recipe
-from pipeline.stream import Collator, Stream
-from pipeline.train import build, check_data
+from pipeline.stream import Stream
+from pipeline.train import build
 
 STEPS = 30
 
 
-def run(blocks: int) -> Outcome:
-    """Rows per second of whole steps (forward, backward, update) on batches held in memory, one thread."""
+def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
+    """Rows per second of whole steps (forward, backward, update) on batches held in memory, one thread.
+
+    The digits are what they are: `samples` changes nothing.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "digits"
         prepare("digits", data)
@@ -38,8 +44,8 @@ def run(blocks: int) -> Outcome:
         manifest = check_data(settings)
         names = list(settings.modalities)
         rows = view(manifest, "train", names, settings.pairing, 0, settings.train.batch)
-        stream = Stream(manifest, rows, settings.modalities, 0, settings.train.batch)
-        collate = Collator(manifest, settings.modalities)
+        stream = Stream([rows], settings.modalities, 0)
+        collate = Collator([manifest], settings.modalities)
         batches = [collate(stream.global_batch(step)) for step in range(STEPS)]
     engine = Engine(build(settings), settings, world)
     plain = build(settings)
@@ -63,7 +69,9 @@ def run(blocks: int) -> Outcome:
         "pairstream (DeepSpeed, ZeRO 0)": wrapped,
         "matrix products and Adam": _floor(build(settings), settings, batches),
     }
-    return alternate("step", "rows", contenders, "plain PyTorch loop", blocks, limits=("matrix products and Adam",))
+    turns = {name: drawing(repeated(steps)) for name, steps in contenders.items()}
+    reference, limit = ("plain PyTorch loop",), ("matrix products and Adam",)
+    return alternate("step", case, "rows", turns, blocks, reference, limit, progress)
 
 
 def _loss(module: torch.nn.Module, run: Run, batch: Batch, step: int, rows: int) -> torch.Tensor:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.errors import UserError, nearest
+from pipeline.corpora.celeba import CELEBA
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.digits import DIGITS
+from pipeline.corpora.mnist import MNIST
 from pipeline.writing import SHARD_BYTES, Progress, Written, write
 
-CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS,)}
+CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS, MNIST, CELEBA)}
 
 
 def find(name: str) -> Corpus:
@@ -23,17 +25,29 @@ def find(name: str) -> Corpus:
 
 
 def prepare(
-    name: str, out: Path, shard_bytes: int = SHARD_BYTES, workers: int = 0, progress: Progress | None = None
+    name: str,
+    out: Path,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int = 0,
+    progress: Progress | None = None,
+    source: Path | None = None,
 ) -> Written:
     """Write a corpus as shards and a manifest into `out`, or finish what an interrupted call began.
 
-    A directory that already holds this corpus whole is left as it is. Raises UserError.
+    `source` is the directory of its official files, for a corpus that needs some. A directory `out` that already holds
+    this corpus whole is left as it is. Raises UserError.
     """
     from pipeline.manifest import NAME, open_manifest
 
     corpus = find(name)
+    if source and not corpus.needs:
+        raise UserError(f"corpus {name} is made from no files of yours: leave --source {source} away")
     if (out / NAME).is_file():
         manifest = open_manifest(out)
         if manifest.corpus == name and not manifest.damaged_shards:
             return Written(manifest.fingerprint, 0, len(manifest.shards))
-    return write(out, corpus, shard_bytes, workers, progress)
+    if corpus.needs and not source:
+        raise UserError(f"corpus {name} is made from {corpus.needs}: say with --source DIR where they are")
+    if source and not source.is_dir():
+        raise UserError(f"--source {source} is no directory: it has to hold {corpus.needs}")
+    return write(out, corpus, shard_bytes, workers, progress, source)

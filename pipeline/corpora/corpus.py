@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from modalities import Modality
 
@@ -31,7 +33,17 @@ class Corpus:
     about: str
     """One line for lists."""
     modalities: Mapping[str, Modality]
-    entries: Callable[[], Sequence[Entry]]
-    """All samples, in the order in which they are stored; the same list in every call."""
+    entries: Callable[[Path | None], Sequence[Entry]]
+    """All samples of the official files in a directory (None where it `needs` none), in the order in which they are
+    stored; the same list in every call. Raises UserError where those files are not what they should be."""
     load: Callable[[Entry], Values]
     """A function of a module (other processes call it), which may keep its raw files open or in a cache."""
+    needs: str = ""
+    """Which official files `prepare --source` has to find, in words; empty where the corpus needs none."""
+    notes: Callable[[Path | None], Sequence[str]] = lambda source: ()
+    """Sentences about these files that whoever prepares them should read: which split, what was left out."""
+
+
+def by_hash(keys: Iterable[str], seed: int) -> list[str]:
+    """Keys in the order of their hashes (xxh3, 64 bits): an order without a meaning, and the same for ever."""
+    return sorted(keys, key=lambda key: xxhash.xxh3_64_intdigest(key.encode(), seed=seed))

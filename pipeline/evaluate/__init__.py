@@ -10,12 +10,13 @@ from torch import nn
 
 from infra.distributed import World
 from pipeline.batch import Batch
+from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.evaluate.classification import accuracy_names, label_accuracy
 from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
-from pipeline.stream import Collator, in_order, rows_for_rank
+from pipeline.stream import in_order, rows_for_rank
 
 
 def metric_names(run: Run, split: str) -> list[str]:
@@ -26,7 +27,7 @@ def metric_names(run: Run, split: str) -> list[str]:
 
 def batches(run: Run, manifest: Manifest, split: str, world: World) -> Iterator[Batch]:
     """This rank's rows of a split in equal steps on all ranks; rows that fill up the last batch weigh 0."""
-    collate = Collator(manifest, run.modalities, budget=run.train.damage)
+    collate = Collator([manifest], run.modalities, budget=run.train.damage)
     size = -(-run.train.batch // world.size) * world.size
     for refs in in_order(manifest, split, list(run.modalities), size):
         yield collate(rows_for_rank(refs, world.rank, world.size)).to(world.device)

@@ -15,9 +15,10 @@ from infra.errors import UserError
 from infra.tracking import Tracker
 from pipeline import config
 from pipeline.config import Run
+from pipeline.data import check_data
 from pipeline.evaluate import evaluate
 from pipeline.record import destination, training_lock
-from pipeline.train import build, check_data, load_weights
+from pipeline.train import build, load_weights
 
 
 @dataclass(frozen=True)

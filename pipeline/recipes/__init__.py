@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from infra.errors import UserError, nearest
 from pipeline.config import Run
+from pipeline.recipes.celeba import celeba
 from pipeline.recipes.digits import digits, digits_sweep
+from pipeline.recipes.mnist import mnist
 from pipeline.recipes.sweep import Sweep
 
-RECIPES: dict[str, Callable[[], Run]] = {"digits": digits}
+RECIPES: dict[str, Callable[[], Run]] = {"digits": digits, "mnist": mnist, "celeba": celeba}
 SWEEPS: dict[str, Callable[[], Sweep]] = {"digits": digits_sweep}
 
 

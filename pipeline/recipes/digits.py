@@ -11,8 +11,6 @@ small cross weight rather than none or a full one, and a quarter rather than hal
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.config import Model, Objective, Optim, Pairing, Run, Training
 from pipeline.corpora.digits import MODALITIES
 from pipeline.recipes.sweep import Sweep
@@ -25,7 +23,7 @@ def digits() -> Run:
     """MVAE on the three parts of real 8x8 digits: the demonstration."""
     return Run(
         recipe="digits",
-        data=Path("data/digits"),
+        data="data/digits",
         modalities=dict(MODALITIES),
         pairing=Pairing(view="split", fraction=1.0, composition="balanced", complete_share=0.25),
         model=Model(latent=32),

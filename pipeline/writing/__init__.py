@@ -59,10 +59,15 @@ class Written:
 
 
 def write(
-    out: Path, corpus: Corpus, shard_bytes: int = SHARD_BYTES, workers: int = 0, progress: Progress | None = None
+    out: Path,
+    corpus: Corpus,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int = 0,
+    progress: Progress | None = None,
+    source: Path | None = None,
 ) -> Written:
     """Write a corpus as shards of about `shard_bytes` and their manifest into `out`, by `workers` processes (0: one
-    per core, where there is enough for them to do).
+    per core, where there is enough for them to do), from its official files in `source`, where it needs any.
 
     `out` appears whole or not at all. What an interrupted call or an error left finished is taken up by the next call.
     Raises UserError for a duplicate or unusable key, a value that does not fit its modality, a place that cannot be
@@ -77,7 +82,7 @@ def write(
         with FileLock(partial / "lock", timeout=0):
             try:
                 _check_free(out, partial)  # another process may have finished in between
-                return _write_into(partial, out, corpus, shard_bytes, workers, progress)
+                return _write_into(partial, out, corpus, corpus.entries(source), shard_bytes, workers, progress)
             finally:
                 if not any((partial / "data").glob("*.tar")):
                     shutil.rmtree(partial, ignore_errors=True)
@@ -104,9 +109,14 @@ def _check_free(out: Path, partial: Path) -> None:
 
 
 def _write_into(
-    partial: Path, out: Path, corpus: Corpus, shard_bytes: int, workers: int, progress: Progress | None
+    partial: Path,
+    out: Path,
+    corpus: Corpus,
+    entries: Sequence[Entry],
+    shard_bytes: int,
+    workers: int,
+    progress: Progress | None,
 ) -> Written:
-    entries = corpus.entries()
     plan, parts, size = planned(corpus, entries, shard_bytes)
     _take_up(partial, plan)
     numbered = list(enumerate(parts))

@@ -161,7 +161,7 @@ def test_resume_refuses_other_data_and_other_mathematics(
     from pipeline.writing import write
 
     assert main([*train, "--train.checkpoint-every", "1"]) == 0
-    other = replace(DIGITS, entries=lambda: DIGITS.entries()[:-1])
+    other = replace(DIGITS, entries=lambda source: DIGITS.entries(source)[:-1])
     fingerprint = write(Path("other"), other).fingerprint
     capsys.readouterr()
     resume = ["train", "digits", "--out", "out", "--resume"]

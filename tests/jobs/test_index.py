@@ -10,9 +10,9 @@ import pytest
 from infra.errors import UserError
 from jobs.cli import main
 from pipeline.config import override
+from pipeline.data import check_data
 from pipeline.recipes.digits import digits
 from pipeline.rules import Rules
-from pipeline.train import check_data
 from tests.pipeline.test_indexing import pairs, tar
 
 MAP = ["--map", "jpg=image", "cls=label"]

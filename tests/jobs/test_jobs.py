@@ -132,17 +132,6 @@ def test_two_ranks_agree_with_one(here: Path, capsys: pytest.CaptureFixture[str]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
 
 
-def test_a_benchmark_ends_with_its_object(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("step", "stream"):
-        assert main(["bench", name, "--blocks", "1", "--json"]) == 0
-        outcome = last_object(capsys)
-        assert outcome["bench"] == name
-        assert all(ratio > 0 for ratio in outcome["ratios"].values())
-        assert set(outcome["spread"]) == set(outcome["ratios"])
-        assert isinstance(outcome["noisy"], bool)
-        assert outcome["limits"]
-
-
 def test_a_run_that_stopped_early_stays_stopped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--train.validate-every", "2", "--train.patience", "1", "--optim.lr", "0.03", "--train.best", "val/elbo"]
     assert main(["train", "digits", *SMALL, *options, "--steps", "60", "--out", "runs/e", "--json"]) == 0

@@ -10,6 +10,7 @@ import torch
 
 from infra import distributed
 from pipeline.batch import Batch
+from pipeline.collate import Collator
 from pipeline.config import Run, override
 from pipeline.engine import Engine
 from pipeline.manifest import open_manifest
@@ -19,7 +20,7 @@ from pipeline.objectives.subsampled import plan
 from pipeline.objectives.terms import combine
 from pipeline.pairing import view
 from pipeline.recipes import recipe
-from pipeline.stream import Collator, Refs, Stream, rows_for_rank
+from pipeline.stream import Refs, Stream, rows_for_rank
 from pipeline.train import build
 from tests.ranks import Ranks
 
@@ -37,13 +38,11 @@ def global_rows(run: Run, step: int, apart: bool) -> Refs:
     no rank has any of the other's modalities."""
     manifest = open_manifest(run.data)
     names = list(run.modalities)
-    stream = Stream(
-        manifest, view(manifest, "train", names, run.pairing, 0, run.train.batch), run.modalities, 0, run.train.batch
-    )
+    stream = Stream([view(manifest, "train", names, run.pairing, 0, run.train.batch)], run.modalities, 0)
     if not apart:
         return stream.global_batch(step)
     sample = stream.global_batch(step).sample_B
-    members = manifest.members(sample, manifest.column(names), sample.astype("uint64"))
+    members = manifest.members(sample, manifest.column(names), sample.astype("uint64"), sample)
     half = len(sample) // 2
     members[:half, names.index("label")] = -1
     members[half:, [names.index("top"), names.index("bottom")]] = -1
@@ -63,7 +62,7 @@ def train_steps(
     """On every rank: losses of the global batch, the whole state afterwards, and what DeepSpeed says it runs."""
     world = distributed.start("cpu", 1)
     engine = Engine(build(run), run, world, state)
-    collate = Collator(open_manifest(run.data), run.modalities)
+    collate = Collator([open_manifest(run.data)], run.modalities)
     losses = []
     for step in range(first, last):
         batch = collate(rows_for_rank(global_rows(run, step, apart), world.rank, world.size))
@@ -77,7 +76,7 @@ def reference_steps(run: Run, last: int, apart: bool) -> tuple[list[float], Mult
     """The same steps in a plain PyTorch loop over the whole global batch."""
     model = build(run)
     adam = torch.optim.Adam(model.parameters(), lr=run.optim.lr, betas=run.optim.betas)
-    collate = Collator(open_manifest(run.data), run.modalities)
+    collate = Collator([open_manifest(run.data)], run.modalities)
     losses = []
     for step in range(last):
         adam.zero_grad()

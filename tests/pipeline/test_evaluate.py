@@ -28,7 +28,7 @@ from tests.pipeline.batches import LATENT, batch_of, patterns, small_model, valu
 from tests.pipeline.tiny import given
 
 KINDS = {"picture": Image(2, 3, levels=16, hidden=(7, 6)), "label": Label(4, hidden=(7, 6)), "other": Label(3, (7, 6))}
-RUN = Run(recipe="toy", data=Path("data"), modalities=KINDS, model=Model(LATENT), seed=9)
+RUN = Run(recipe="toy", data="data", modalities=KINDS, model=Model(LATENT), seed=9)
 ROWS = 61
 
 

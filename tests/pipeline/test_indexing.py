@@ -14,15 +14,17 @@ import pytest
 import webdataset
 
 from infra.errors import UserError
+from pipeline.collate import Collator
 from pipeline.config import Pairing
 from pipeline.corpora.digits import DIGITS
 from pipeline.indexing import Findings, Indexed, index
 from pipeline.manifest import NAME, open_manifest
 from pipeline.pairing import view
 from pipeline.rules import Rules
-from pipeline.shards import Reader, verify
-from pipeline.stream import Collator, Stream, in_order
-from tests.pipeline.tiny import make
+from pipeline.shards import Reader
+from pipeline.stream import Stream, in_order
+from pipeline.verifying import verify
+from tests.pipeline.tiny import make, read
 
 Held = dict[str, dict[str, list[bytes]]]
 RULES = Rules.read(["jpg=image", "cls=label", "caption.*.txt=caption"])
@@ -47,11 +49,11 @@ def pairs(keys: Sequence[str]) -> list[tuple[str, bytes]]:
 def held(out: Path) -> Held:
     """{key: {modality: the bytes of each instance}}, read by offset."""
     manifest = open_manifest(out)
-    reader, names, result = Reader(manifest), list(manifest.modalities), {}
+    reader, names, result = Reader([manifest]), list(manifest.modalities), {}
     for row in range(len(manifest)):
         mine: dict[str, list[bytes]] = {}
         for member in range(int(manifest.first[row]), int(manifest.first[row + 1])):
-            mine.setdefault(names[int(manifest.modality[member])], []).append(reader.read(member))
+            mine.setdefault(names[int(manifest.modality[member])], []).append(read(reader, member))
         result[manifest.key(row)] = mine
     assert len(result) == len(manifest), "no key twice"
     return result
@@ -83,10 +85,10 @@ def test_indexed_digits_are_the_digits(digits_dir: Path, tmp_path: Path) -> None
     assert not other.damaged_shards
     pictures = {}
     for manifest in (original, other):  # the same batches in storage order, the same values of a key in any
-        collate = Collator(manifest, DIGITS.modalities)
+        collate = Collator([manifest], DIGITS.modalities)
         ordered = [collate(refs) for refs in in_order(manifest, "val", list(DIGITS.modalities), 50)]
         rows = view(manifest, "train", list(DIGITS.modalities), Pairing(), 0, 100)
-        batch = collate(Stream(manifest, rows, DIGITS.modalities, 0, 100).global_batch(3))
+        batch = collate(Stream([rows], DIGITS.modalities, 0).global_batch(3))
         pictures[manifest] = dict(zip(batch.keys, batch.values["top"].numpy(), strict=True))
         pictures[manifest] |= {
             key: value
@@ -249,9 +251,9 @@ def test_verify_knows_other_peoples_names(tmp_path: Path, form: int) -> None:
     path = tar(tmp_path / "a.tar", pairs(["k1", f"{long}k2", "k3"]), form)
     indexed(tmp_path, path)
     manifest = open_manifest(tmp_path / "out")
-    assert verify(manifest, range(len(manifest))) == []
+    assert verify(manifest) == []
     data = bytearray(path.read_bytes())
     data[data.index(b"jpg of k3 ")] ^= 1
     path.write_bytes(data)
-    (damage,) = verify(manifest, range(len(manifest)))
+    (damage,) = verify(manifest)
     assert (damage["key"], damage["modality"], damage["reason"]) == ("k3", "image", "checksum differs")

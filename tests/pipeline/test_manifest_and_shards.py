@@ -1,4 +1,4 @@
-"""Shards are plain WebDataset tars, read by offset; the manifest says what they hold, `verify` what is damaged."""
+"""Shards are plain WebDataset tars, read by offset; the manifest says what they hold."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ import pytest
 import webdataset
 
 from infra.errors import UserError
-from pipeline import shards
-from pipeline.manifest import BLOCK, MEMBER, NAME, Manifest, check_shards, open_manifest
-from pipeline.shards import Corrupt, Reader, quarantine, verify
+from infra.storage import local
+from pipeline.manifest import MEMBER, NAME, Manifest, check_shards, open_manifest
+from pipeline.shards import Corrupt, Reader, quarantine
 from pipeline.writing import write
-from tests.pipeline.tiny import LABEL, NAMES, given, held, make, one, value
+from tests.pipeline.tiny import LABEL, NAMES, given, held, make, one, read, value
 
 
 def everything(manifest: Manifest) -> dict[str, dict[str, bytes]]:
     """{key: {member: bytes}} by way of the manifest."""
-    reader, extension = Reader(manifest), {n: d.extension for n, d in manifest.modalities.items()}
+    reader, extension = Reader([manifest]), {n: d.extension for n, d in manifest.modalities.items()}
     names, result = list(manifest.modalities), {}
     for row in range(len(manifest)):
         mine = range(int(manifest.first[row]), int(manifest.first[row + 1]))
         found: dict[str, list[bytes]] = {}
         for member in mine:
-            found.setdefault(names[int(manifest.modality[member])], []).append(reader.read(member))
+            found.setdefault(names[int(manifest.modality[member])], []).append(read(reader, member))
         result[manifest.key(row)] = {
             f"{name}.{i}.{extension[name]}" if name == "tag" else f"{name}.{extension[name]}": data
             for name, instances in found.items()
@@ -112,7 +112,7 @@ def test_members_of_any_rows_in_any_order(tmp_path: Path) -> None:
     manifest = make(tmp_path / "d", 40)
     rows = np.array([7, 0, 39, 7, 1, 20])
     columns = manifest.column(["label", "image"])
-    found = manifest.members(rows, columns, np.zeros(len(rows), np.uint64))
+    found = manifest.members(rows, columns, np.zeros(len(rows), np.uint64), rows)
     for row, members in zip(rows, found, strict=True):
         for name, member in zip(["label", "image"], members, strict=True):
             assert (member >= 0) == (name in held(row))
@@ -122,73 +122,32 @@ def test_members_of_any_rows_in_any_order(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 5)
+    monkeypatch.setattr(local, "OPEN_FILES", 5)
     manifest = make(tmp_path / "d", 60, shard_bytes=1)
     before = len(os.listdir("/proc/self/fd"))
-    reader = Reader(manifest)
+    reader = Reader([manifest])
     for member in range(len(manifest.size)):
-        reader.read(member)
+        read(reader, member)
     assert len(os.listdir("/proc/self/fd")) <= before + 5
     del reader
     assert len(manifest.shards) > 50
 
 
 def test_threads_that_push_each_other_s_files_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(local, "OPEN_FILES", 1)
     manifest = make(tmp_path / "d", 60, shard_bytes=1)
-    reader, members = Reader(manifest), list(range(len(manifest.size)))
-    alone = [reader.read(member) for member in members]
+    reader, members = Reader([manifest]), list(range(len(manifest.size)))
+    alone = [read(reader, member) for member in members]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(reader.read, members * 20)) == alone * 20
+            assert list(pool.map(lambda member: read(reader, member), members * 20)) == alone * 20
     finally:
         sys.setswitchinterval(interval)
 
 
 # Damage of shards
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 4
-    path.write_bytes(data)
-
-
-def test_verify_finds_exactly_the_damaged_members(tmp_path: Path) -> None:
-    manifest = make(tmp_path / "d", 30, shard_bytes=9000)
-    rows = range(len(manifest))
-    assert verify(manifest, rows) == []
-    row_of = np.repeat(np.arange(len(manifest)), np.diff(manifest.first))
-    hurt = {}
-    for member, where in ((0, "payload"), (11, "name"), (20, "payload"), (33, "checksum of header"), (40, "payload")):
-        start = int(manifest.block[member]) * BLOCK
-        at = {"payload": start + int(manifest.size[member]) - 1, "name": start - BLOCK + 3}.get(
-            where, start - BLOCK + 150
-        )
-        flip(tmp_path / "d" / manifest.shards[int(manifest.shard[member])].name, at)
-        reason = "checksum differs" if where == "payload" else "tar header damaged"
-        hurt[(manifest.key(row_of[member]), NAMES[manifest.modality[member]], start)] = reason
-    found = {(d["key"], d["modality"], d["offset"]): str(d["reason"]) for d in verify(manifest, rows)}
-    assert set(found) == set(hurt)
-    assert all(found[where].startswith(reason) for where, reason in hurt.items())
-    labels = [where for where in hurt if where[1] == "label"]
-    assert len(verify(manifest, rows, ["label"])) == len(labels)
-    assert verify(manifest, range(row_of[11] + 1, row_of[20])) == []
-
-
-def test_verify_finds_headers_that_name_another_member(tmp_path: Path) -> None:
-    """Two headers exchanged: every checksum holds by offset, but plain WebDataset would mix up the samples."""
-    write(tmp_path / "d", given("two", LABEL, [one("a", label=1), one("b", label=2)]))
-    path = tmp_path / "d" / "train-000000.tar"
-    data = bytearray(path.read_bytes())
-    data[:512], data[1024:1536] = data[1024:1536], data[:512]
-    path.write_bytes(data)
-    found = verify(open_manifest(tmp_path / "d"), range(2))
-    assert [str(d["reason"]) for d in found] == [
-        "tar header names b.label.cls with 1 bytes", "tar header names a.label.cls with 1 bytes",
-    ]  # fmt: skip
 
 
 def to_pipe(path: Path) -> None:
@@ -223,14 +182,13 @@ def test_a_replaced_shard_is_corrupt_and_nothing_else(tmp_path: Path, how: str) 
     victim = int(manifest.shard[15])
     name = manifest.shards[victim].name
     REPLACED[how](tmp_path / "d" / name)
-    reader = Reader(manifest)
+    reader = Reader([manifest])
     for member in range(len(manifest.size)):
         if manifest.shard[member] == victim:
             with pytest.raises(Corrupt):
-                reader.read(member)
+                read(reader, member)
         else:
-            reader.read(member)
-    assert {d["shard"] for d in verify(manifest, range(len(manifest)))} == {name}
+            read(reader, member)
     share = (manifest.shard == victim).mean()
     if how.startswith("zeros"):
         check_shards(manifest, 0.0)  # sizes agree: it is the checksums' turn
@@ -245,12 +203,12 @@ def test_a_shard_cut_off_while_it_is_open(tmp_path: Path) -> None:
     """Under a memory map this would be SIGBUS."""
     write(tmp_path / "d", given("cut", LABEL, [one(f"{number}") for number in range(40)]))
     manifest = open_manifest(tmp_path / "d")
-    reader = Reader(manifest)
+    reader = Reader([manifest])
     last = len(manifest.size) - 1
-    assert bytes(reader.read(last)) == b"3"
+    assert bytes(read(reader, last)) == b"3"
     os.truncate(tmp_path / "d" / "train-000000.tar", 100)
     with pytest.raises(Corrupt, match="shard ends at byte"):
-        reader.read(last)
+        read(reader, last)
 
 
 def test_errors_of_the_machine_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +219,7 @@ def test_errors_of_the_machine_are_no_damage(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "open", too_many)
     with pytest.raises(OSError, match="Too many open files"):
-        Reader(manifest).read(0)
+        read(Reader([manifest]), 0)
     monkeypatch.undo()
 
     def no_memory(*_: object) -> bytes:
@@ -269,7 +227,7 @@ def test_errors_of_the_machine_are_no_damage(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "pread", no_memory)
     with pytest.raises(MemoryError):
-        Reader(manifest).read(0)
+        read(Reader([manifest]), 0)
 
 
 def test_quarantine_appends_lines(tmp_path: Path) -> None:
@@ -285,7 +243,7 @@ def test_offsets_are_those_of_the_tar(digits_dir: Path) -> None:
     for shard in manifest.shards:
         with tarfile.open(digits_dir / shard.name) as tar:
             where |= {(shard.name, info.offset_data): (info.name, info.size) for info in tar}
-    reader, rows = Reader(manifest), np.repeat(np.arange(len(manifest)), np.diff(manifest.first))
+    reader, rows = Reader([manifest]), np.repeat(np.arange(len(manifest)), np.diff(manifest.first))
     assert len(where) == len(manifest.size)
     for member, row in enumerate(rows):
         entry = reader.locate(int(row), member)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import Pairing
 from pipeline.order import CHUNK, WINDOW, mix, permute, seed_of, shuffle
-from pipeline.pairing import Pool, View
-from pipeline.stream import Stream
-from tests.pipeline.tiny import MODALITIES, NAMES
+from pipeline.pairing import Pool, View, view
+from pipeline.stream import Share, Stream
+from tests.pipeline.tiny import MODALITIES, NAMES, bare
 
 WINDOW_ROWS = CHUNK * WINDOW
 KEYS = st.integers(0, 2**64 - 1)
@@ -108,6 +110,19 @@ def test_windows_keep_locality_and_mix() -> None:
     assert len(windows[0] & again) < len(windows[0])  # another pass puts other chunks together
 
 
+@pytest.mark.parametrize("size", [1000, 60_000])
+def test_batches_of_a_stream_mix_the_shards(tmp_path: Path, size: int) -> None:
+    """A stream's order has next to no rank correlation with storage, and each batch has rows of many shards."""
+    manifest = bare(tmp_path, np.ones((size, 1), int), shards=size // 20, others=3)
+    names = {"m0": MODALITIES["label"]}
+    stream = Stream([view(manifest, "train", ["m0"], Pairing(), 0, 100)], names, 0)
+    one_epoch = stream.rows(np.arange(size)).sample_B
+    assert abs(np.corrcoef(one_epoch, np.arange(size))[0, 1]) < 0.2
+    assert abs(np.corrcoef(one_epoch[1:], one_epoch[:-1])[0, 1]) < 0.1
+    shards = manifest.shard[manifest.first[one_epoch]][: size // 100 * 100].reshape(-1, 100)
+    assert min(len(np.unique(batch)) for batch in shards) >= 38
+
+
 def test_odd_rows_behind_the_last_chunk_move_from_pass_to_pass() -> None:
     size = WINDOW_ROWS + 10
     last = [frozenset(one_pass(size, key)[-10:].tolist()) for key in range(5)]
@@ -117,7 +132,7 @@ def test_odd_rows_behind_the_last_chunk_move_from_pass_to_pass() -> None:
 class Virtual:
     """A billion rows that are their own numbers."""
 
-    fingerprint = "virtual"
+    fingerprint, size = "virtual", range(3 * BILLION)
 
     def __len__(self) -> int:
         return BILLION
@@ -125,24 +140,26 @@ class Virtual:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
-    def column(self, names: list[str]) -> list[int]:
+    def column(self, names: list[str], partly: bool) -> list[int]:
         return list(range(len(names)))
 
-    def members(self, rows: np.ndarray, columns: list[int], choice: np.ndarray) -> np.ndarray:
+    def members(self, rows: np.ndarray, columns: list[int], choice: np.ndarray, turn: np.ndarray) -> np.ndarray:
         return rows[:, None] * 3 + np.array(columns)
 
 
 def test_a_billion_rows_cost_no_memory() -> None:
     virtual = Virtual()
-    view = View([Pool("all", virtual, np.ones(3, bool))], None, BILLION)  # type: ignore[arg-type]
-    stream = Stream(virtual, view, MODALITIES, 0, 1000)  # type: ignore[arg-type]
+    shown = View(virtual, [Pool("all", virtual, np.ones(3, bool))], None, 1000, BILLION)  # type: ignore[arg-type]
+    stream = Stream([shown], MODALITIES, 0)
     stream.global_batch(0)
     tracemalloc.start()
     steps = [0, 1, 2, 499_999, 999_999, 1_000_000, 10**9]
     seen = [stream.global_batch(step).sample_B for step in steps]
+    shares = [Share(stream, rank, 4)(999_999) for rank in range(4)]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3e6
+    assert np.concatenate([share.sample_B for share in shares]).tolist() == seen[4].tolist()
     one_epoch = np.concatenate(seen[:5])
     assert len(np.unique(one_epoch)) == 5000
     assert ((one_epoch >= 0) & (one_epoch < BILLION)).all()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from pipeline.config import Pairing
 from pipeline.manifest import Manifest, open_manifest
-from pipeline.pairing import View, _balanced, _weights, is_pair, key_hashes, view
+from pipeline.pairing import View, _weights, is_pair, key_hashes, portions, view
 from pipeline.stream import Stream
 from tests.pipeline.tiny import MODALITIES, NAMES, held, make
 
@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def rows_of(shown: View) -> dict[str, set[int]]:
-    return {pool.name: set(pool.samples.tolist()) for pool in shown.pools}
+    return {pool.name: set(pool.samples) for pool in shown.pools}
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +79,7 @@ def test_nothing_that_is_missing_is_shown(tiny: Manifest, kind: str) -> None:
     shown = view(tiny, "train", NAMES, Pairing(view=kind, fraction=0.25), 1, 10)  # type: ignore[arg-type]
     per_sample: dict[int, list[str]] = {}
     for pool in shown.pools:
-        for sample in pool.samples.tolist():
+        for sample in pool.samples:
             seen = [n for n, one in zip(NAMES, pool.shown, strict=True) if one and n in held(sample)]
             assert seen
             per_sample.setdefault(sample, []).append("+".join(seen))
@@ -94,6 +94,32 @@ def test_nothing_that_is_missing_is_shown(tiny: Manifest, kind: str) -> None:
             assert len(rows) == 1
             assert rows[0] in held(sample)
     assert shown.keys == 80
+
+
+@pytest.mark.parametrize("pairing", [Pairing(), Pairing(view="split", fraction=0.3), Pairing(view="keep", keep=0.5)])
+def test_a_view_is_made_piece_by_piece(tiny: Manifest, monkeypatch: pytest.MonkeyPatch, pairing: Pairing) -> None:
+    """However many samples are looked at together, also of a split in the midst of the manifest."""
+    for split in ("train", "val"):
+        whole = view(tiny, split, NAMES, pairing, 1, 10)
+        for size in (1, 7, 80):
+            with monkeypatch.context() as patch:
+                patch.setattr("pipeline.pairing.CHUNK", size)
+                pieces = view(tiny, split, NAMES, pairing, 1, 10)
+            assert pieces.describe() == whole.describe()
+            assert [list(pool.samples) for pool in pieces.pools] == [list(pool.samples) for pool in whole.pools]
+            assert all(sample in tiny.split(split) for pool in pieces.pools for sample in pool.samples)
+
+
+def test_what_is_kept_hangs_on_key_and_modality_only(tiny: Manifest) -> None:
+    """Not on the other modalities of the run, their order, or on which samples are asked about together."""
+    (pool,) = view(tiny, "train", NAMES, Pairing(view="keep", keep=0.4), 1, 10).pools
+    (less,) = view(tiny, "train", ["label", "image"], Pairing(view="keep", keep=0.4, seed=1), 9, 7).pools
+    assert pool.kept
+    assert less.kept
+    kept = pool.kept(np.arange(80))
+    assert np.array_equal(less.kept(np.arange(80)), kept[:, [2, 0]])
+    assert np.array_equal(np.concatenate([pool.kept(np.array([i])) for i in range(80)]), kept)
+    assert not np.array_equal(kept[:, 0], kept[:, 1])
 
 
 def test_what_a_key_keeps_does_not_hang_on_the_fraction(digits: Manifest) -> None:
@@ -124,7 +150,7 @@ def test_a_modality_that_the_shards_lack_is_named(digits: Manifest) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=8).filter(lambda c: sum(c) < 2), FRACTIONS, st.integers(1, 500))
 def test_balanced_counts_fill_the_batch(complete: list[bool], share: float, batch: int) -> None:
-    counts = _balanced(_weights(complete, share), batch)
+    counts = portions(_weights(complete, share), batch)
     assert sum(counts) == batch
     assert min(counts) >= 0
     alone = [count for count, one in zip(counts, complete, strict=True) if not one]
@@ -156,7 +182,7 @@ def test_balanced_steps_hold_exact_counts(
     shown = view(digits, "train", list(PARTS), pairing, 0, batch)
     assert shown.counts is not None
     assert dict(zip([pool.name for pool in shown.pools], shown.counts, strict=True)) == expected
-    stream = Stream(digits, shown, PARTS, 0, batch)
+    stream = Stream([shown], PARTS, 0)
     complete = rows_of(shown).get("complete", set())
     for step in (0, 1, 77, 10**6):
         refs = stream.global_batch(step)
@@ -173,7 +199,7 @@ def test_balanced_kinds_are_mixed_within_a_step(digits: Manifest) -> None:
     from pipeline.corpora.digits import MODALITIES as PARTS
 
     pairing = Pairing(view="split", fraction=0.2, composition="balanced")
-    stream = Stream(digits, view(digits, "train", list(PARTS), pairing, 0, 100), PARTS, 0, 100)
+    stream = Stream([view(digits, "train", list(PARTS), pairing, 0, 100)], PARTS, 0)
     first_half = [int((stream.global_batch(step).member_BM[:50] >= 0).all(1).sum()) for step in range(100)]
     assert 22 < np.mean(first_half) < 28
     assert 10 < min(first_half) <= max(first_half) < 40
@@ -184,8 +210,8 @@ def test_a_batch_too_small_for_its_pools_is_refused(tiny: Manifest) -> None:
     pairing = Pairing(view="split", fraction=0.25, composition="balanced", complete_share=0.5)
     shown = view(tiny, "train", NAMES, pairing, 0, 4)
     with pytest.raises(UserError, match=r"train\.batch = 4 is too small .* only label"):
-        Stream(tiny, shown, MODALITIES, 0, 4)
-    Stream(tiny, view(tiny, "train", NAMES, pairing, 0, 8), MODALITIES, 0, 8)
+        Stream([shown], MODALITIES, 0)
+    Stream([view(tiny, "train", NAMES, pairing, 0, 8)], MODALITIES, 0)
 
 
 def test_a_view_without_a_row_is_refused(tmp_path: Path) -> None:
@@ -195,9 +221,10 @@ def test_a_view_without_a_row_is_refused(tmp_path: Path) -> None:
 
     write(tmp_path / "d", corpus_of("none", MODALITIES, [Entry("a", "train", {})]))
     manifest = open_manifest(tmp_path / "d")
+    pairings = [Pairing(view="keep", keep=0.5)]
     for kind in ("declared", "split", "keep-one"):
-        for composition in ("natural", "balanced"):
-            pairing = Pairing(view=kind, composition=composition)  # type: ignore[arg-type]
-            shown = view(manifest, "train", NAMES, pairing, 0, 4)
-            with pytest.raises(UserError, match="shows no row of image, tag, label"):
-                Stream(manifest, shown, MODALITIES, 0, 4)
+        pairings += [Pairing(view=kind, composition=c) for c in ("natural", "balanced")]  # type: ignore[arg-type]
+    for pairing in pairings:
+        shown = view(manifest, "train", NAMES, pairing, 0, 4)
+        with pytest.raises(UserError, match="shows no row of image, tag, label"):
+            Stream([shown], MODALITIES, 0)

@@ -36,7 +36,7 @@ def breaks_at(number: int, count: int = 120) -> Corpus:
 
 
 def test_an_error_in_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
-    def broken() -> list[Entry]:
+    def broken(source: Path | None) -> list[Entry]:
         raise RuntimeError("raw file is broken")
 
     corpus = replace(given("tiny", MODALITIES, []), entries=broken)

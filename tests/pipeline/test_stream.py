@@ -17,10 +17,11 @@ import torch
 
 from infra.errors import UserError
 from modalities import Image, Label
+from pipeline.collate import Collator, Waiting, prefetch
 from pipeline.config import Pairing
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.pairing import view
-from pipeline.stream import PADDING, Collator, Refs, Stream, in_order, prefetch, rows_for_rank
+from pipeline.stream import PADDING, Refs, Stream, in_order, rows_for_rank
 from tests.pipeline.tiny import MODALITIES, NAMES, fits, held, make, value
 
 
@@ -31,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def stream_of(manifest: Manifest, batch: int = 8, pairing: Pairing | None = None, seed: int = 0) -> Stream:
     shown = view(manifest, "train", NAMES, pairing or Pairing(), 0, batch)
-    return Stream(manifest, shown, MODALITIES, seed, batch)
+    return Stream([shown], MODALITIES, seed)
 
 
 # Instances
@@ -39,13 +40,13 @@ def stream_of(manifest: Manifest, batch: int = 8, pairing: Pairing | None = None
 
 def instances(stream: Stream, passes: int) -> dict[tuple[int, int], int]:
     """{(pass, sample): number of the tag that was shown}."""
-    size, result = sum(len(pool) for pool in stream.view.pools), {}
+    size, result = sum(len(pool) for pool in stream.views[0].pools), {}
     for step in range(passes * size // stream.batch):
         refs = stream.global_batch(step)
         for row, sample, member in zip(refs.row_B, refs.sample_B, refs.member_BM[:, NAMES.index("tag")], strict=True):
             if member >= 0:
-                first = stream.manifest.first[sample]
-                tags = np.flatnonzero(stream.manifest.modality[first : stream.manifest.first[sample + 1]] == 1)
+                first = stream.manifests[0].first[sample]
+                tags = np.flatnonzero(stream.manifests[0].modality[first : stream.manifests[0].first[sample + 1]] == 1)
                 result[int(row // size), int(sample)] = int(member - first - tags[0])
     return result
 
@@ -74,7 +75,7 @@ def test_instances_of_one_pass_differ_from_key_to_key(tiny: Manifest) -> None:
 
 
 def test_the_instance_shown_is_the_one_that_is_read(tiny: Manifest) -> None:
-    stream, collate = stream_of(tiny, 6), Collator(tiny, MODALITIES)
+    stream, collate = stream_of(tiny, 6), Collator([tiny], MODALITIES)
     shown = instances(stream, 3)
     for step in range(3 * 42 // 6):
         refs = stream.global_batch(step)
@@ -104,7 +105,7 @@ def test_the_instance_of_a_scarce_pool_hangs_on_its_own_passes(tmp_path: Path) -
 
 
 def test_a_batch_holds_what_its_samples_hold(tiny: Manifest) -> None:
-    stream, collate = stream_of(tiny, 8), Collator(tiny, MODALITIES)
+    stream, collate = stream_of(tiny, 8), Collator([tiny], MODALITIES)
     for step in range(30):
         batch = collate(stream.global_batch(step))
         assert batch.weight_B.tolist() == [1.0] * 8
@@ -121,8 +122,8 @@ def test_a_batch_holds_what_its_samples_hold(tiny: Manifest) -> None:
 
 def test_a_modality_that_no_row_has_is_one_zero_row(tiny: Manifest) -> None:
     rows = np.array([sample for sample in range(48) if held(sample) == ["label"]])
-    members = tiny.members(rows, tiny.column(NAMES), np.zeros(len(rows), np.uint64))
-    batch = Collator(tiny, MODALITIES)(Refs(rows, members, rows))
+    members = tiny.members(rows, tiny.column(NAMES), np.zeros(len(rows), np.uint64), rows)
+    batch = Collator([tiny], MODALITIES)(Refs(rows, members, rows))
     assert batch.values["image"].tolist() == torch.zeros(1, 2, 3).tolist()
     assert batch.values["tag"].tolist() == [0]
     assert len(batch.rows_of["image"]) == 0
@@ -130,7 +131,7 @@ def test_a_modality_that_no_row_has_is_one_zero_row(tiny: Manifest) -> None:
 
 
 def test_only_hides_the_others(tiny: Manifest) -> None:
-    batch = Collator(tiny, MODALITIES)(stream_of(tiny, 16).global_batch(0))
+    batch = Collator([tiny], MODALITIES)(stream_of(tiny, 16).global_batch(0))
     less = batch.only(frozenset({"label"}))
     assert less.present_BM[:, :2].sum() == 0
     assert less.present_BM[:, 2].tolist() == batch.present_BM[:, 2].tolist()
@@ -154,8 +155,8 @@ def test_fewer_modalities_in_another_order(tiny: Manifest) -> None:
     """A run may look at some of the modalities; columns follow the run's order, not the manifest's."""
     names = ["label", "image"]
     chosen = {name: MODALITIES[name] for name in names}
-    stream = Stream(tiny, view(tiny, "train", names, Pairing(), 0, 10), chosen, 0, 10)
-    batch = Collator(tiny, chosen)(stream.global_batch(0))
+    stream = Stream([view(tiny, "train", names, Pairing(), 0, 10)], chosen, 0)
+    batch = Collator([tiny], chosen)(stream.global_batch(0))
     for key, present in zip(batch.keys, batch.present_BM, strict=True):
         assert [n for n, p in zip(names, present, strict=True) if p] == [
             n for n in names if n in held(int(key.split("/")[1]))
@@ -171,9 +172,9 @@ def test_fewer_modalities_in_another_order(tiny: Manifest) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 7])
 def test_in_order_fills_the_last_batch_with_rows_that_weigh_nothing(tiny: Manifest, batch: int) -> None:
-    batches = in_order(tiny, "val", NAMES, batch)
+    batches = list(in_order(tiny, "val", NAMES, batch))
     assert [len(refs.sample_B) for refs in batches] == [batch] * -(-5 // batch)
-    collate = Collator(tiny, MODALITIES)
+    collate = Collator([tiny], MODALITIES)
     read = [collate(refs) for refs in batches]
     keys = [key for one in read for key in one.keys]
     weights = [weight for one in read for weight in one.weight_B.tolist()]
@@ -194,7 +195,7 @@ def test_in_order_fills_the_last_batch_with_rows_that_weigh_nothing(tiny: Manife
 
 def test_in_order_is_the_same_every_time(digits_dir: Path) -> None:
     manifest = open_manifest(digits_dir)
-    batches = in_order(manifest, "test", ["label", "top"], 64)
+    batches = list(in_order(manifest, "test", ["label", "top"], 64))
     assert np.concatenate([refs.sample_B for refs in batches])[:270].tolist() == list(manifest.split("test"))
     assert [len(refs.sample_B) for refs in batches] == [64] * 5
     with pytest.raises(UserError, match="no split 'dev'"):
@@ -247,11 +248,46 @@ def test_no_workers_means_no_thread() -> None:
     assert names == {threading.current_thread().name}
 
 
+class Clock:
+    """Says what time it is, and lets it pass."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def fetch(self, seconds: float) -> float:
+        self.now += seconds
+        if seconds == 7:
+            raise MemoryError
+        return seconds
+
+
+def test_the_share_of_time_that_training_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since the last call, of which there need be none; time waited for what then fails counts, too."""
+    clock = Clock()
+    monkeypatch.setattr("pipeline.collate.time.perf_counter", clock)
+    ahead = Waiting(map(clock.fetch, [1.0, 0.0, 2.0, 5.0, 7.0]))
+    shares = []
+    for waited, worked, asked in [(1.0, 3.0, True), (0.0, 4.0, True), (2.0, 1.0, False), (5.0, 8.0, True)]:
+        assert next(ahead) == waited
+        clock.now += worked
+        shares += [ahead.share()] if asked else []
+    assert shares == [1 / 4, 0, 7 / 16]
+    with pytest.raises(MemoryError):
+        next(ahead)
+    clock.now += 7
+    assert ahead.share() == 1 / 2
+    assert ahead.total == 15 / 38
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
 # Damage: the rest is in tests/promises/test_absence_promise.py
 
 
 def ruin(manifest: Manifest, member: int) -> None:
-    path = manifest.directory / manifest.shards[int(manifest.shard[member])].name
+    path = Path(manifest.directory) / manifest.shards[int(manifest.shard[member])].name
     data = bytearray(path.read_bytes())
     data[int(manifest.block[member]) * 512] ^= 1
     path.write_bytes(data)
@@ -271,10 +307,10 @@ def test_threads_share_one_account_of_the_damage(tmp_path: Path) -> None:
     manifest = make(tmp_path / "d", 40, complete=True)
     pairing = Pairing(view="split", fraction=0.05, composition="balanced", complete_share=0.5)
     stream = stream_of(manifest, 20, pairing)
-    (complete,) = [pool.samples for pool in stream.view.pools if pool.name == "complete"]
+    (complete,) = [pool.samples for pool in stream.views[0].pools if pool.name == "complete"]
     assert len(complete) == 2
     ruin(manifest, int(manifest.first[complete[0]]))
-    collate = Collator(manifest, MODALITIES, tmp_path / "q.jsonl", budget=1.0)
+    collate = Collator([manifest], MODALITIES, tmp_path / "q.jsonl", budget=1.0)
     collate._seen = Hesitant()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -298,7 +334,7 @@ def test_the_budget_counts_rows(tmp_path: Path, budget: float, damaged: int, sto
     manifest = make(tmp_path / "d", 40, complete=True)
     for sample in range(damaged):
         ruin(manifest, int(manifest.first[sample]))
-    collate = Collator(manifest, MODALITIES, tmp_path / "q.jsonl", budget)
+    collate = Collator([manifest], MODALITIES, tmp_path / "q.jsonl", budget)
     (refs,) = in_order(manifest, "train", NAMES, 40)
     if stops:
         with pytest.raises(UserError, match=rf"{damaged} damaged rows among the first 40, .*q\.jsonl") as said:
@@ -312,7 +348,7 @@ def test_without_a_quarantine_file_none_is_named(tmp_path: Path) -> None:
     manifest = make(tmp_path / "d", 10, complete=True)
     ruin(manifest, 0)
     with pytest.raises(UserError) as said:
-        Collator(manifest, MODALITIES)(in_order(manifest, "train", NAMES, 10)[0])
+        Collator([manifest], MODALITIES)(next(in_order(manifest, "train", NAMES, 10)))
     assert "None" not in str(said.value)
 
 
@@ -320,8 +356,8 @@ def test_bytes_that_do_not_fit_the_run_s_modality_are_damage(tmp_path: Path) -> 
     """Checksums hold, but the run knows fewer classes, or fewer levels: never a silently wrong value."""
     manifest = make(tmp_path / "d", 20, complete=True)
     run = {"image": Image(height=2, width=3, levels=16), "tag": Label(classes=1000), "label": Label(classes=5)}
-    collate = Collator(manifest, run, tmp_path / "q.jsonl", budget=1.0)
-    batch = collate(in_order(manifest, "train", NAMES, 20)[0])
+    collate = Collator([manifest], run, tmp_path / "q.jsonl", budget=1.0)
+    batch = collate(next(in_order(manifest, "train", NAMES, 20)))
     wrong = [number % 10 >= 5 for number in range(20)]
     assert (batch.weight_B.numpy() == 0).tolist() == wrong
     assert not batch.present_BM[wrong].any()

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from pipeline.batch import Batch
+from pipeline.collate import Collator
 from pipeline.config import Pairing
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import view
-from pipeline.shards import verify
-from pipeline.stream import Collator, Stream, in_order
+from pipeline.stream import Stream, in_order
+from pipeline.verifying import verify
 from tests.pipeline.tiny import MODALITIES, NAMES, fits, held, make
 
 
@@ -27,7 +28,7 @@ def payloads(manifest: Manifest) -> list[bytes]:
     """Each member's bytes as they lie on disk now (shorter, or none, where the shard ends or is no file)."""
     whole = {}
     for number, shard in enumerate(manifest.shards):
-        path = manifest.directory / shard.name
+        path = Path(manifest.directory) / shard.name
         whole[number] = path.read_bytes() if path.is_file() else b""
     starts = manifest.block.astype(int) * BLOCK
     return [whole[s][a : a + n] for s, a, n in zip(manifest.shard, starts, manifest.size, strict=True)]
@@ -58,7 +59,7 @@ def prove(
     """Read everything: rows, quarantine file and `verify` agree with the bytes on disk. Returns the damaged members."""
     now = payloads(manifest)
     damaged = {member for member, (one, other) in enumerate(zip(now, intact, strict=True)) if one != other}
-    owner, reader = row_of(manifest), Collator(manifest, MODALITIES, file, budget=1.0)
+    owner, reader = row_of(manifest), Collator([manifest], MODALITIES, file, budget=1.0)
     reported = set()
     for split in splits:
         for refs in in_order(manifest, split, NAMES, 4):
@@ -74,7 +75,7 @@ def prove(
         assert line["key"] == manifest.key(owner[member])
         assert line["modality"] == NAMES[manifest.modality[member]]
         assert line["reason"]
-    found = {(str(d["shard"]), int(d["offset"])) for d in verify(manifest, range(len(manifest)))}
+    found = {(str(d["shard"]), int(d["offset"])) for d in verify(manifest)}
     must = {(manifest.shards[manifest.shard[m]].name, int(manifest.block[m]) * BLOCK) for m in damaged}
     assert must <= found
     return damaged
@@ -135,7 +136,7 @@ def pipe(manifest: Manifest, path: Path, start: int, size: int) -> None:
 
 
 def another(manifest: Manifest, path: Path, start: int, size: int) -> None:
-    shutil.copy(manifest.directory / f"train-00000{int(path.stem == 'train-000000')}.tar", path)
+    shutil.copy(Path(manifest.directory) / f"train-00000{int(path.stem == 'train-000000')}.tar", path)
 
 
 DAMAGE: dict[str, Callable[[Manifest, Path, int, int], object]] = {
@@ -171,7 +172,7 @@ def test_damage_never_passes_for_absence(tmp_path: Path, how: str, sample: int, 
         assert member in damaged
     if how == "flipped bit":
         assert damaged == {member}
-        found = verify(manifest, range(len(manifest)))
+        found = verify(manifest)
         assert [(d["key"], d["modality"], d["offset"]) for d in found] == [(manifest.key(sample), name, start)]
     if how == "exchanged payloads":
         assert len(damaged) == 2
@@ -181,13 +182,13 @@ def test_a_hurt_row_is_not_shown_as_an_unpaired_one(tmp_path: Path) -> None:
     """A pair that lost its label must not train as an image alone; as `only image` its row is whole."""
     manifest = make(tmp_path / "d", 40, complete=True)
     pairing = Pairing(view="split", fraction=0.5)
-    stream = Stream(manifest, view(manifest, "train", NAMES, pairing, 0, 20), MODALITIES, 0, 20)
-    pools = {pool.name: pool.samples for pool in stream.view.pools}
+    stream = Stream([view(manifest, "train", NAMES, pairing, 0, 20)], MODALITIES, 0)
+    pools = {pool.name: pool.samples for pool in stream.views[0].pools}
     pair, single = int(pools["complete"][3]), int(pools["only label"][3])
     for sample in (pair, single):
         member = member_of(manifest, sample, "label")
         flip(manifest, tmp_path / "d" / "train-000000.tar", int(manifest.block[member]) * BLOCK, 1)
-    collate = Collator(manifest, MODALITIES, tmp_path / "q.jsonl", budget=1.0)
+    collate = Collator([manifest], MODALITIES, tmp_path / "q.jsonl", budget=1.0)
     seen: dict[str, set[tuple[str, float]]] = {manifest.key(pair): set(), manifest.key(single): set()}
     for step in range(12):
         batch = collate(stream.global_batch(step))
@@ -201,7 +202,7 @@ def test_a_hurt_row_is_not_shown_as_an_unpaired_one(tmp_path: Path) -> None:
 def test_over_the_budget_the_run_stops_with_a_sentence(tmp_path: Path) -> None:
     manifest = make(tmp_path / "d", 40, shard_bytes=16_000)
     (tmp_path / "d" / manifest.shards[0].name).unlink()
-    collate = Collator(manifest, MODALITIES, tmp_path / "q.jsonl", budget=0.001)
+    collate = Collator([manifest], MODALITIES, tmp_path / "q.jsonl", budget=0.001)
     with pytest.raises(UserError, match=r"damaged rows among the first .* train\.damage = 0\.001 .*q\.jsonl"):
         list(map(collate, in_order(manifest, "train", NAMES, 4)))
     assert (tmp_path / "q.jsonl").read_text().count("\n") >= 2
@@ -256,7 +257,7 @@ def test_no_mutation_of_a_shard_makes_a_partial_row(
 ) -> None:
     intact = payloads(pristine)
     victim = data.draw(st.sampled_from(pristine.shards[:-2]))  # of the training split
-    path = pristine.directory / victim.name
+    path = Path(pristine.directory) / victim.name
     original = path.read_bytes()
     changed, file = bytearray(original), tmp_path / "q.jsonl"
     used = int(original.rstrip(b"\0").__len__()) + 2  # tar files end in a lot of zeros
@@ -269,4 +270,84 @@ def test_no_mutation_of_a_shard_makes_a_partial_row(
         path.write_bytes(changed)
         prove(open_manifest(pristine.directory), intact, file, ("train",))
     finally:
+        path.write_bytes(original)
+
+
+def members_of(manifest: Manifest, shard: int) -> list[slice]:
+    """Where each member lies in a shard: its header, and its bytes in whole blocks."""
+    mine = manifest.shard == shard
+    blocks, sizes = manifest.block[mine].tolist(), manifest.size[mine].tolist()
+    return [slice((b - 1) * BLOCK, (b - (-n // BLOCK)) * BLOCK) for b, n in sorted(zip(blocks, sizes, strict=True))]
+
+
+def resize(header: bytearray, size: int) -> bytearray:
+    """A tar header that is whole, and gives its member another size."""
+    header[124:136] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return header
+
+
+def wreck(data: bytearray, kind: str, one: slice, other: slice, at: int) -> None:
+    """Damage that knows where members lie; `at` is a byte within the member, its header included."""
+    place = one.start + at % (one.stop - one.start)
+    if kind == "cut":
+        del data[place:]
+    elif kind == "cut at a block":
+        del data[place // BLOCK * BLOCK :]
+    elif kind == "flip":
+        data[place : place + 1] = bytes([data[place] ^ (at % 255 + 1)]) if place < len(data) else b""
+    elif kind == "swap":
+        low, high = sorted((one, other), key=lambda member: member.start)
+        if low != high:
+            data[low.start : high.stop] = data[high] + data[low.stop : high.start] + data[low]
+    elif kind == "size":
+        header = slice(one.start, one.start + BLOCK)
+        if len(data[header]) == BLOCK:
+            data[header] = resize(data[header], at)
+    elif kind == "duplicate":
+        data[other.start : other.start + one.stop - one.start] = data[one]
+    elif kind == "double":
+        data[other.start : other.start] = data[one]
+    elif kind == "garbage":
+        data[place:] = np.random.default_rng(at).bytes(len(data[place:]))
+    elif kind == "garbage in a member":
+        data[place : one.stop] = np.random.default_rng(at).bytes(len(data[place : one.stop]))
+
+
+WRECKS = ["cut", "cut at a block", "flip", "swap", "size", "duplicate", "double", "garbage", "garbage in a member"]
+PLACES = st.integers(0, 2000) | st.integers(BLOCK, BLOCK + 200) | st.integers(BLOCK, BLOCK + 2)
+FATES = {"gone": lambda path: path.unlink(), "directory": lambda path: (path.unlink(), path.mkdir())}
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 100),
+    st.lists(st.tuples(st.sampled_from(WRECKS), *[st.integers(0, 100)] * 2, PLACES), min_size=1, max_size=3),
+    st.sampled_from([None] * 9 + list(FATES)),
+)
+def test_no_mutation_of_two_thousand_makes_a_partial_row(
+    pristine: Manifest, tmp_path: Path, which: int, wrecks: list[tuple[str, int, int, int]], fate: str | None
+) -> None:
+    """Cuts at any place, flipped bytes, members swapped, doubled or written over others, wrong sizes, garbage; a
+    directory in place of the shard, or nothing."""
+    intact, file = payloads(pristine), tmp_path / "q.jsonl"
+    shard = which % (len(pristine.shards) - 2)  # of the training split
+    path, places = Path(pristine.directory) / pristine.shards[shard].name, members_of(pristine, shard)
+    original = path.read_bytes()
+    changed = bytearray(original)
+    for kind, one, other, at in wrecks:
+        wreck(changed, kind, places[one % len(places)], places[other % len(places)], at)
+    file.unlink(missing_ok=True)
+    try:
+        path.write_bytes(changed)
+        if fate:
+            FATES[fate](path)
+        damaged = prove(open_manifest(pristine.directory), intact, file, ("train",))
+        if fate:
+            assert damaged == set(np.flatnonzero(pristine.shard == shard).tolist())
+    finally:
+        if path.is_dir():
+            path.rmdir()
         path.write_bytes(original)

@@ -1,0 +1,248 @@
+"""CelebA's aligned faces (Liu et al., 2015) as 64x64 pictures, and 18 of their attributes (MVAE section 4).
+
+    pairstream prepare celeba --source DIR
+
+DIR holds the pictures, as a folder img_align_celeba/ of the official JPEGs or as img_align_celeba*.tar, and beside them
+list_attr_celeba*.txt and list_eval_partition*.txt, each also as .txt.xz. The short side of a picture is scaled to 64
+pixels (the mean of what a pixel covers), the middle 64x64 are kept, and stored as JPEG of quality 95.
+
+The splits are the official partition's where the pictures cover all three of its parts. An excerpt that does not is
+divided 80 : 10 : 10 by the hashes of its keys; `prepare` says which. A picture without a row of attributes is a sample
+that lacks them; a row without a picture is no sample. Both are counted and said. A key is a picture's name, as 000001.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from infra.errors import UserError
+from modalities import AnyModality, Attributes, Image
+from pipeline.corpora.corpus import Corpus, Entry, by_hash
+
+SIDE = 64
+ATTRIBUTES = (
+    "Bald", "Bangs", "Black_Hair", "Blond_Hair", "Brown_Hair", "Bushy_Eyebrows", "Eyeglasses", "Gray_Hair",
+    "Heavy_Makeup", "Male", "Mouth_Slightly_Open", "Mustache", "Pale_Skin", "Receding_Hairline", "Smiling",
+    "Straight_Hair", "Wavy_Hair", "Wearing_Hat",
+)  # fmt: skip
+"""The 18 visually distinctive ones (Perarnau et al., 2016), in the order of the modality's elements."""
+MODALITIES: dict[str, AnyModality] = {
+    "image": Image(height=SIDE, width=SIDE, channels=3, codec="jpg", quality=95, network="conv", hidden=(512,)),
+    "attributes": Attributes(count=len(ATTRIBUTES)),
+}
+SPLITS = ("train", "val", "test")
+"""By their number in the official partition."""
+PICTURES, ROWS, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
+END = b"\xff\xd9"
+"""How a JPEG ends; no compressed picture has these bytes within (ITU-T T.81, B.1.1.5)."""
+
+
+class Picture(NamedTuple):
+    """Where the bytes of a picture are."""
+
+    file: str
+    """A JPEG, or a tar of them."""
+    offset: int = -1
+    """In a tar, where its bytes begin; negative for a file of its own."""
+    size: int = 0
+
+
+class Raw(NamedTuple):
+    """What one sample is made of."""
+
+    picture: Picture
+    attributes: bytes | None
+    """A byte of 0 or 1 for each; None where they are missing."""
+
+
+class Listing(NamedTuple):
+    """What the official files hold."""
+
+    entries: list[Entry]
+    notes: list[str]
+
+
+def entries(source: Path | None) -> list[Entry]:
+    """All pictures by name. Raises UserError where files are missing, damaged or contradict each other."""
+    assert source is not None, "prepare gives it"
+    return _listing(source).entries
+
+
+def notes(source: Path | None) -> list[str]:
+    """Where the splits come from, and what the files announce and do not hold."""
+    assert source is not None, "prepare gives it"
+    return _listing(source).notes
+
+
+def load(entry: Entry) -> dict[str, np.ndarray]:
+    """The picture (64, 64, 3), red first, and its attributes (18,), where it has some. Raises UserError."""
+    raw: Raw = entry.source
+    values = {"image": _face(raw.picture, entry.key)}
+    if raw.attributes is not None:
+        values["attributes"] = np.frombuffer(raw.attributes, np.uint8)
+    return values
+
+
+# Listing
+
+
+@lru_cache(maxsize=1)
+def _listing(source: Path) -> Listing:
+    pictures = _in_folder(source / PICTURES) if (source / PICTURES).is_dir() else _in_tars(source)
+    rows_file, rows_text = _table(source, ROWS)
+    partition_file, partition_text = _table(source, PARTITION)
+    announced, rows = _attributes(rows_file, rows_text)
+    official = _partition(partition_file, partition_text)
+
+    notes = []
+    if announced != len(rows):
+        notes.append(f"{rows_file.name} announces {announced:,} rows and has {len(rows):,}")
+    if spare := len(rows.keys() - pictures.keys()):
+        notes.append(f"{spare:,} rows of {rows_file.name} have no picture: they are left out")
+    if bare := len(pictures.keys() - rows.keys()):
+        notes.append(f"{bare:,} pictures have no row in {rows_file.name}: these samples lack their attributes")
+    covered = {official.get(key) for key in pictures}
+    if covered >= set(SPLITS):
+        if None in covered:
+            key = min(pictures.keys() - official.keys())
+            raise UserError(f"{partition_file} has no row for picture {key}: fetch the whole file")
+        split = {key: official[key] for key in pictures}
+        notes.append("splits: the official partition")
+    else:
+        order = by_hash(pictures, seed=2015)
+        val, test = len(order) * 8 // 10, len(order) * 9 // 10
+        split = {key: SPLITS[(place >= val) + (place >= test)] for place, key in enumerate(order)}
+        there = ", ".join(name for name in SPLITS if name in covered) or "none"
+        notes.append(
+            f"splits: not the official partition, since these pictures do not cover it (only: {there}); 80 % train, "
+            "10 % val, 10 % test by the hash of the key"
+        )
+    listed = [Entry(key, split[key], Raw(pictures[key], rows.get(key))) for key in sorted(pictures)]
+    return Listing(listed, notes)
+
+
+def _in_folder(folder: Path) -> dict[str, Picture]:
+    pictures = {path.stem: Picture(str(path)) for path in folder.glob("*.jpg")}
+    if not pictures:
+        raise UserError(f"{folder} has no pictures: expected are the official 000001.jpg and so on")
+    return pictures
+
+
+def _in_tars(source: Path) -> dict[str, Picture]:
+    from pipeline.scanning import scan
+
+    pictures: dict[str, Picture] = {}
+    for path in sorted(source.glob(f"{PICTURES}*.tar")):
+        found = scan(path, {"jpg": (0, "")}.get)
+        if found.damage:
+            raise UserError(f"{path} is damaged at byte {found.damage[1]:,} ({found.damage[2]}): fetch it again")
+        for run in found.runs:
+            for member in run.members:
+                key = Path(run.key).name
+                if key in pictures:
+                    raise UserError(f"{path} holds {key}.jpg, and so does {pictures[key].file}: take one of them away")
+                pictures[key] = Picture(str(path), member.offset, member.size)
+    if not pictures:
+        raise UserError(f"{source} has no pictures: expected is a folder {PICTURES}/ of JPEGs, or a {PICTURES}*.tar")
+    return pictures
+
+
+def _table(source: Path, name: str) -> tuple[Path, list[str]]:
+    """The one file of that name, whatever follows it before .txt or .txt.xz, and its lines."""
+    files = [path for ending in (".txt", ".txt.xz") for path in sorted(source.glob(f"{name}*{ending}"))]
+    if len(files) != 1:
+        names = f"has several: {', '.join(path.name for path in files)}" if files else "has none"
+        raise UserError(f"{source}: expected one {name}.txt or {name}.txt.xz, but it {names}")
+    data = files[0].read_bytes()
+    try:
+        text = (lzma.decompress(data) if files[0].suffix == ".xz" else data).decode("ascii")
+    except (lzma.LZMAError, UnicodeDecodeError) as error:
+        raise UserError(f"{files[0]} cannot be read ({error}): it was cut off or damaged, fetch it again") from None
+    return files[0], text.splitlines()
+
+
+def _attributes(file: Path, lines: list[str]) -> tuple[int, dict[str, bytes]]:
+    """How many rows the first line announces, and the chosen attributes by key."""
+    names = lines[1].split() if len(lines) > 1 else []
+    unknown = [name for name in ATTRIBUTES if name not in names]
+    if not lines or not lines[0].strip().isdecimal() or unknown:
+        raise UserError(
+            f"{file} is not the official list: line 1 has to be the number of rows, line 2 the names of the attributes"
+            + (f"; {unknown[0]} is not among them" if unknown else "")
+        )
+    columns, rows = [names.index(name) for name in ATTRIBUTES], {}
+    for number, line in enumerate(lines[2:], start=3):
+        picture, *signs = line.split() or [""]
+        if len(signs) != len(names):
+            raise UserError(f"{file}, line {number}: expected {len(names)} values, as line 2 names, got {len(signs)}")
+        if not {"1", "-1"}.issuperset(signs):
+            raise UserError(f"{file}, line {number}: expected values of 1 and -1 only, got {line!r}")
+        rows[_key(picture)] = bytes(signs[column] == "1" for column in columns)
+    return int(lines[0]), rows
+
+
+def _partition(file: Path, lines: list[str]) -> dict[str, str]:
+    """The split of each key."""
+    splits = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if len(words) != 2 or words[1] not in ("0", "1", "2"):
+            raise UserError(f"{file}, line {number}: expected a picture and 0, 1 or 2, got {line!r}")
+        splits[_key(words[0])] = SPLITS[int(words[1])]
+    return splits
+
+
+def _key(name: str) -> str:
+    return name.removesuffix(".jpg")
+
+
+# Loading
+
+
+def _face(picture: Picture, key: str) -> np.ndarray:
+    data = Path(picture.file).read_bytes() if picture.offset < 0 else _read(picture)
+    pixels = thumbnail(data) if END in data else None
+    if pixels is None:
+        raise UserError(f"{picture.file}: picture {key} is no whole JPEG ({len(data):,} bytes): fetch it again")
+    return pixels
+
+
+def _read(picture: Picture) -> bytes:
+    return os.pread(_opened(picture.file), picture.size, picture.offset)
+
+
+@lru_cache
+def _opened(file: str) -> int:
+    """A tar's descriptor, which stays open as long as the process lives."""
+    return os.open(file, os.O_RDONLY)
+
+
+def thumbnail(data: bytes, side: int = SIDE) -> np.ndarray | None:
+    """The middle (side, side, 3), red first, of a picture whose short side is scaled to `side`; None for no picture."""
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        return None
+    scale = side / min(pixels.shape[:2])
+    height, width = (round(length * scale) for length in pixels.shape[:2])
+    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    top, left = (height - side) // 2, (width - side) // 2
+    return small[top : top + side, left : left + side, ::-1]
+
+
+CELEBA = Corpus(
+    "celeba",
+    "CelebA's faces at 64x64, and 18 attributes",
+    MODALITIES,
+    entries,
+    load,
+    needs=f"{PICTURES}/ or {PICTURES}*.tar, {ROWS}*.txt and {PARTITION}*.txt (each also as .txt.xz)",
+    notes=notes,
+)

@@ -1,0 +1,52 @@
+"""A run's data: opened, checked against what the run wants, and made a stream."""
+
+from __future__ import annotations
+
+from infra.errors import UserError, nearest
+from pipeline.config import Run
+from pipeline.evaluate import metric_names
+from pipeline.manifest import Manifest, check_shards, open_manifest
+from pipeline.pairing import mixture
+from pipeline.stream import Stream
+
+
+def check_data(run: Run) -> Manifest:
+    """The manifest of a run's data. Raises UserError where the data does not hold what the run needs."""
+    known = metric_names(run, "val")
+    if run.train.best not in known:
+        raise UserError(f"train.best: no validation metric {run.train.best!r}" + nearest(run.train.best, known))
+    manifest = open_manifest(run.data)
+    for split in ("train", "val"):
+        manifest.split(split)
+    manifest.column(list(run.modalities))
+    _check_fit(run, manifest)
+    return manifest
+
+
+def _check_fit(run: Run, manifest: Manifest) -> None:
+    """Raise UserError where the shards hold a modality of the run in another form, or are damaged beyond the budget."""
+    for name, modality in run.modalities.items():
+        if name not in manifest.modalities:
+            continue
+        there = manifest.modalities[name]
+        shape = modality.shape if there.shape is None else there.shape  # where it is known
+        if (there.extension, shape) != (modality.extension, modality.shape):
+            raise UserError(
+                f"{manifest.directory}: modality {name} is .{there.extension} of shape {shape} in the shards, "
+                f"the run wants .{modality.extension} of shape {modality.shape}"
+            )
+    check_shards(manifest, run.train.damage)
+
+
+def training_stream(run: Run, manifest: Manifest) -> Stream:
+    """The stream of a run over its data and what is mixed in. Raises UserError where these hold nothing for it."""
+    mixed, names = run.mixed(), list(run.modalities)
+    others = [open_manifest(directory) for directory, _ in mixed]
+    for other in others:
+        other.split("train")
+        _check_fit(run, other)
+        if not set(names) & set(other.modalities):
+            raise UserError(f"mix: {other.directory} holds {', '.join(other.modalities)}, none of {', '.join(names)}")
+    shares = [1 - sum(share for _, share in mixed), *(share for _, share in mixed)]
+    views = mixture([manifest, *others], shares, names, run.pairing, run.seed, run.train.batch)
+    return Stream(views, run.modalities, run.seed)

@@ -1,0 +1,132 @@
+"""Benchmarks: what the harness makes of rates, and every case run once on little data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from modalities import Image
+from pipeline.benchmarks import BENCHMARKS, harness
+from pipeline.benchmarks.data import TOKENS, corpus
+from pipeline.benchmarks.harness import Turn, alternate, drawing, repeated
+
+
+def at(*rates: float) -> Turn:
+    """A contender with these units per second, one turn after the other; the first one is its warm-up."""
+    turns = iter([1.0, *rates])
+    return lambda: (int(next(turns) * 10), 10.0)
+
+
+def test_ratios_are_of_the_same_block() -> None:
+    seen: list[tuple[int, int]] = []
+    contenders = {
+        "old": at(100, 200, 300), "older": at(1, 500, 2), "new": at(300, 400, 1200), "newer": at(100, 100, 100),
+        "floor": at(1000, 1000, 2000),
+    }  # fmt: skip
+    outcome = alternate("b", "c", "rows", contenders, 3, ("old", "older"), ("floor",), lambda *done: seen.append(done))
+    assert outcome.reference == "old"  # by the median: 200 against 2
+    assert outcome.best == "new"
+    assert outcome.ratios == pytest.approx({"older": 0.01, "new": 3, "newer": 0.5})
+    assert outcome.spread["new"] == pytest.approx([2.5, 3.5])
+    assert outcome.per_second["old"] == 200
+    assert outcome.quartiles["old"] == [150, 250]
+    assert outcome.limits["new / floor"] == pytest.approx(0.4)
+    assert set(outcome.limits) == {f"{name} / floor" for name in ("old", "older", "new", "newer")}
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_without_a_reference_only_limits_are_compared() -> None:
+    outcome = alternate("b", "c", "rows", {"it": at(50), "floor": at(100)}, 1, limits=("floor",))
+    assert (outcome.reference, outcome.best, outcome.ratios) == ("", "it", {})
+    assert outcome.limits == {"it / floor": 0.5}
+    assert outcome.spread == {}
+
+
+def test_what_is_drawn_first_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def units() -> Iterator[int]:
+        nonlocal now
+        for taken in cycle([0.1] * 10 + [0.5] * 10):  # the first ten were read ahead
+            now += taken
+            yield 3
+
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now)
+    turn = drawing(units(), untimed=0.95, timed=2.0)
+    assert turn() == (12, pytest.approx(2.0))
+    assert next(repeated(lambda: 7)) == 7
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["bench", *arguments, "--blocks", "1", "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["bench"] == arguments[0]
+    for outcome in result["cases"]:
+        assert set(outcome["spread"]) == set(outcome["ratios"])
+        assert all(ratio > 0 for ratio in [*outcome["ratios"].values(), *outcome["limits"].values()])
+        assert outcome["limits"]
+        assert outcome["best"] in outcome["per_second"]
+        assert isinstance(outcome["noisy"], bool)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "ours"),
+    [("step", "digits", "pairstream (DeepSpeed, ZeRO 0)"), ("stream", "raw", "pairstream, 0 threads")],
+)
+def test_a_benchmark_ends_with_its_object(
+    name: str, case: str, ours: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    (outcome,) = bench(capsys, name, "--only", case, "--samples", "900")["cases"]
+    assert outcome["case"] == case
+    assert ours in outcome["ratios"]
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of one draw."""
+    monkeypatch.setattr(harness, "_draw", lambda units, seconds: (next(units), 0.1))
+
+
+def test_the_manifests_memory_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = bench(capsys, "manifest", "--samples", "20000")["cases"]
+    assert outcome["figures"]["samples"] == 20_000
+    assert outcome["figures"]["seconds"] > 0
+    assert outcome["figures"]["resident, MB"] > outcome["figures"]["resident, grown, MB"]
+    assert outcome["ratios"] == {}
+
+
+@pytest.mark.slow
+def test_every_case_of_the_stream(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    outcomes = bench(capsys, "stream", "--samples", "1100")["cases"]
+    assert [outcome["case"] for outcome in outcomes] == list(BENCHMARKS["stream"].cases)
+    assert all(len(outcome["ratios"]) == 4 for outcome in outcomes)
+
+
+@pytest.mark.parametrize("case", BENCHMARKS["stream"].cases)
+def test_the_data_are_what_the_case_says(case: str) -> None:
+    made = corpus(case, 30)
+    entries = made.entries(None)
+    assert len({entry.key for entry in entries}) == 30
+    for name, modality in made.modalities.items():
+        members = [modality.encode(made.load(entry)[name]) for entry in entries]
+        batch = modality.decode(members)
+        assert batch.shape == (30, *modality.shape)
+        assert len(np.unique(batch.reshape(30, -1), axis=0)) > 5
+        assert modality.decode([]).shape == (0, *modality.shape)
+        np.testing.assert_array_equal(batch[7], modality.decode(members[7:8])[0])
+        if not isinstance(modality, Image) and case == "text":
+            assert 5 < (batch > 0).sum(1).mean() < TOKENS
+
+
+def test_cases_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "stream", "--only", "raw,jpg"]) == 2
+    assert "no case 'jpg'" in capsys.readouterr().err
+    assert main(["bench", "stream", "--blocks", "0"]) == 2
