@@ -67,6 +67,7 @@ class FileServer:
 class Faulty(ThreadingHTTPServer):
     """Serves `files` from memory, counts the requests and commits the faults that `fault` orders.
 
+    `broken` counts the answers that nobody read to their end.
     `fault` gets the number of a request and a name, and returns "" (none), a status ("503"), or one for a GET: "cut"
     (the connection ends in the middle), "short" (fewer bytes, declared as such), "hang", "whole" (no range, all of it).
     """
@@ -80,7 +81,7 @@ class Faulty(ThreadingHTTPServer):
         self.fault: Callable[[int, str], str] = lambda number, name: ""
         self.gets: Counter[tuple[str, str]] = Counter()
         self.heads: Counter[tuple[str, str]] = Counter()
-        self.pause = 0.0
+        self.pause, self.broken = 0.0, 0
         self.lock, self.freed = threading.Lock(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/data"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -89,6 +90,9 @@ class Faulty(ThreadingHTTPServer):
         self.freed.set()
         self.shutdown()
         self.server_close()
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away is no matter."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,7 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "short":
             found = found[:-1]
         self._answer(status, len(found))
-        self.wfile.write(found[: len(found) // 2] if fault == "cut" else found)
+        try:
+            self.wfile.write(found[: len(found) // 2] if fault == "cut" else found)
+            self.wfile.flush()
+        except ConnectionError:
+            self.server.broken += 1
+            fault = "cut"
         self.close_connection = fault == "cut"
 
     def _arrive(self, counted: Counter[tuple[str, str]]) -> tuple[str, str]:

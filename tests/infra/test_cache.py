@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from infra.errors import UserError
 from infra.storage import cache as caching
 from infra.storage.cache import Cache
-from infra.storage.claims import part_of
+from infra.storage.claims import Claim, part_of
 from tests.infra.servers import failing, small_disk
 
 
@@ -138,6 +141,53 @@ def test_a_file_is_claimed_once_until_it_is_there(tmp_path: Path) -> None:
     assert cache.claim(path) is None
     assert cache.read((0,), 1000, 0, 1000) == b"0" * 1000
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # no .part is left
+
+
+def test_a_lock_on_what_was_dropped_meanwhile_is_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, claims = Cache(tmp_path, 9000), list[Claim | None]()
+    path = cache.path((0,), "block")
+    claims.append(cache.claim(path))
+    flock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        assert claims[0]
+        claims[0].release()
+        claims.append(cache.claim(path))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert cache.claim(path) is None
+    assert claims[1]
+    claims[1].release()
+
+
+def test_one_at_a_time_counts_and_a_forked_process_keeps_no_lock(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 9000)
+    thread = threading.Thread(target=_put, args=(cache, 0))
+    with cache._usage():
+        thread.start()
+        thread.join(0.1)
+        assert not cache.path((0,), "block").exists()
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        thread.join(5)
+        assert cache.path((0,), "block").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("length", [0, 400, 1001])
+def test_a_block_of_another_length_is_none(tmp_path: Path, length: int) -> None:
+    cache, path = Cache(tmp_path, 9000), Cache(tmp_path, 9000).path((0,), "block")
+    _put(cache, 0)
+    os.truncate(path, length)
+    assert cache.read((0,), 1000, 0, 5) is None
+    assert not path.exists()
 
 
 def test_somebody_empties_the_cache(tmp_path: Path) -> None:

@@ -110,15 +110,27 @@ def test_a_server_that_hangs_is_asked_again(server: Faulty, monkeypatch: pytest.
     assert directory.retries == 2
 
 
-def test_a_server_without_ranges_is_named(server: Faulty) -> None:
+def test_a_server_without_ranges_is_named(server: Faulty, tmp_path: Path) -> None:
     server.fault = every(1, "whole")
     directory = open_directory(server.url)
     with pytest.raises(UserError, match=re.escape(f"{server.url}/a.tar: the server does not serve ranges")):
         directory.read(["a.tar"], [0], [1], V)
     assert directory.retries == 0
-    assert len(list(_files())) == 0
+    assert not list((tmp_path / "cache").glob("??/*"))
     server.files["small"] = b"no longer than a block"
     assert directory.read(["small"], [3], [6], V) == [b"longer"]
+    server.files["a.tar"] = bytes(64 << 20)
+    with pytest.raises(UserError, match="does not serve ranges"):
+        open_directory(server.url).read(["a.tar"], [0], [1], V)
+    until(lambda: server.broken == 1)  # nobody takes the whole of it into memory
+
+
+def test_too_many_bytes_from_any_storage_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/data/a.tar", CONTENT)
+    monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: CONTENT)
+    with pytest.raises(UserError, match=r"memory://data/a.tar: the server does not serve ranges"):
+        open_directory("memory://data").read(["a.tar"], [0], [1], V)
 
 
 def test_a_missing_file_is_an_error_in_its_place(server: Faulty) -> None:
@@ -270,9 +282,3 @@ def test_any_file_system_of_fsspec() -> None:
     reads_right(directory)
     assert directory.whole("a.tar").read_bytes() == CONTENT
     assert directory.sizes(["a.tar", "b.tar"]) == [50_500, None]
-
-
-def _files() -> Iterator[Path]:
-    import os
-
-    return Path(os.environ["PAIRSTREAM_CACHE"]).glob("??/*")
