@@ -10,6 +10,7 @@ import numpy as np
 from modalities.spec import Buffer
 
 Codec = Literal["png", "jpg"]
+BYTE = np.dtype(np.uint8)
 
 FRAME: dict[Codec, tuple[bytes, bytes]] = {
     "png": (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
@@ -42,29 +43,25 @@ def decode_pictures(members: Sequence[Buffer], shape: tuple[int, ...], codec: Co
     Raises ValueError for bytes that are no whole file of this format, and for a picture of another size, number of
     channels or depth.
     """
-    batch = np.empty((len(members), *shape), np.uint8)
-    for place, member in zip(batch, members, strict=True):
-        picture = _decoded(member, codec)
-        if picture.shape != shape or picture.dtype != np.uint8:
-            raise ValueError(f"expected {_words(shape)} of 8 bits, got {_words(picture.shape)} of {picture.dtype}")
-        place[...] = picture
-    return batch if len(shape) == 2 else batch[..., ::-1]  # OpenCV has blue first
-
-
-def _decoded(member: Buffer, codec: Codec) -> np.ndarray:
     import cv2
 
-    begin, end = FRAME[codec]
-    # OpenCV would read other formats too, and may fill up what a JPEG that was cut off lacks.
-    if bytes(member[: len(begin)]) != begin or bytes(member[-len(end) :]) != end:
-        raise ValueError(f"expected a whole {codec} file, got {len(member)} other bytes")
-    try:
-        picture: np.ndarray | None = cv2.imdecode(np.frombuffer(member, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ValueError(f"not a readable {codec} file: {error.err}") from None
-    if picture is None:
-        raise ValueError(f"not a readable {codec} file of {len(member)} bytes")
-    return picture
+    (begin, end), read, unchanged = FRAME[codec], cv2.imdecode, cv2.IMREAD_UNCHANGED
+    batch = np.empty((len(members), *shape), BYTE)
+    for number, member in enumerate(members):
+        data = bytes(member)
+        # OpenCV would read other formats too, and may fill up what a JPEG that was cut off lacks.
+        if not (data.startswith(begin) and data.endswith(end)):
+            raise ValueError(f"expected a whole {codec} file, got {len(data)} other bytes")
+        try:
+            picture: np.ndarray | None = read(np.frombuffer(data, BYTE), unchanged)
+        except cv2.error as error:
+            raise ValueError(f"not a readable {codec} file: {error.err}") from None
+        if picture is None:
+            raise ValueError(f"not a readable {codec} file of {len(data)} bytes")
+        if picture.shape != shape or picture.dtype != BYTE:
+            raise ValueError(f"expected {_words(shape)} of 8 bits, got {_words(picture.shape)} of {picture.dtype}")
+        batch[number] = picture
+    return batch if len(shape) == 2 else batch[..., ::-1]  # OpenCV has blue first
 
 
 def _words(shape: tuple[int, ...]) -> str:

@@ -42,7 +42,7 @@ class Collator:
         self.modalities, self.quarantine_file, self.budget, self.pin = modalities, quarantine_file, budget, pin
         self.rows_read = self.rows_damaged = 0
         self._seen: set[int] = set()
-        self._first = ""
+        self._first = self._place = ""  # the first damage, and the data directory that it is in
         self._lock = Lock()  # for the counts and the quarantine file
 
     def __call__(self, refs: Refs) -> Batch:
@@ -90,6 +90,7 @@ class Collator:
                     entry = self.reader.locate(int(refs.sample_B[row]), member) | {"reason": reason}
                     entries.append(entry)
                     if not self._first:
+                        self._place = self.reader.directory(member)
                         self._first = "{shard}: {modality} of {key} at byte {offset:,}: {reason}".format_map(entry)
             if entries and self.quarantine_file is not None:
                 quarantine(self.quarantine_file, entries)
@@ -101,11 +102,10 @@ class Collator:
             if not damaged or self.rows_damaged <= self.budget * max(self.rows_read, 1000):
                 return
         listed = f"; they are listed in {self.quarantine_file}" if self.quarantine_file else ""
-        directory = self.reader.manifests[0].directory
         raise UserError(
-            f"{directory}: {self.rows_damaged} damaged rows among the first {self.rows_read:,}, more than "
+            f"{self._place}: {self.rows_damaged} damaged rows among the first {self.rows_read:,}, more than "
             f"train.damage = {self.budget:g} allows{listed}; the first: {self._first}; "
-            f"run `pairstream inspect {directory} --verify`"
+            f"run `pairstream inspect {self._place} --verify`"
         )
 
 

@@ -227,7 +227,7 @@ class Run:
             )
 
         mixed = [share for _, share in self.mixed()]
-        check(sum(mixed) < 1, f"mix: shares of {sum(mixed):g} in all leave nothing for {self.data}")
+        check(1 - sum(mixed) > 1e-9, f"mix: shares of {sum(mixed):g} in all leave nothing for {self.data}")
 
     def mixed(self) -> list[tuple[str, float]]:
         """(directory, share of a step's rows) of the data that are mixed in. Raises UserError on a malformed entry."""

@@ -130,6 +130,10 @@ class Reader:
                 result[index] = key
         return result
 
+    def directory(self, member: int) -> str:
+        """The data directory that holds a member."""
+        return self.manifests[int(np.searchsorted(self.first_member, member, side="right")) - 1].directory
+
     def locate(self, sample: int, member: int) -> dict[str, str | int]:
         """Where a member lies, in words: for the quarantine file and for error messages."""
         source = int(np.searchsorted(self.first_member, member, side="right")) - 1

@@ -227,7 +227,7 @@ def _last_checkpoint(checkpoints: Checkpoints, stream: Stream, world: World) -> 
     for note in notes if world.is_main else []:
         print(note, flush=True)
     if last:
-        began = [last.meta["fingerprint"], *last.meta["mix"]]
+        began = [last.meta["fingerprint"], *last.meta.get("mix", [])]
         for theirs, manifest in zip_longest(began, stream.manifests):
             ours = manifest.fingerprint if manifest else "nothing"
             if theirs != ours:

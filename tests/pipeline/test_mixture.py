@@ -252,6 +252,15 @@ def test_damage_is_quarantined_under_the_path_of_its_directory(tmp_path: Path) -
     assert set(hurt) == {(0, "train/0000", 0.0), (1, "train/0000", 1.0), (0, "train/0002", 1.0), (1, "train/0002", 0.0)}
 
 
+def test_the_sentence_over_the_budget_names_the_directory_that_is_damaged(here: Manifest, tmp_path: Path) -> None:
+    hurt = make_there(tmp_path / "hurt")
+    ruin(hurt, 0)
+    stream = mixed([here, hurt], [0.5, 0.5], 24)
+    place = re.escape(hurt.directory)
+    with pytest.raises(UserError, match=rf"^{place}: \d+ damaged .*`pairstream inspect {place} --verify`"):
+        list(map(Collator(stream.manifests, MODALITIES), map(stream.global_batch, range(10))))
+
+
 # Configuration
 
 
@@ -271,6 +280,7 @@ def test_damage_is_quarantined_under_the_path_of_its_directory(tmp_path: Path) -
         (["there=20%"], "'there=20%' is not"),
         (["there=0.5", "more=0.5"], "mix: shares of 1 in all leave nothing for some/where"),
         (["there=0.75", "more=0.5"], "mix: shares of 1.25 in all"),
+        ([f"there{number}=0.1" for number in range(10)], "mix: shares of 1 in all leave nothing"),
     ],
 )
 def test_a_malformed_mix_is_one_sentence(mix: list[str], words: str) -> None:
@@ -331,6 +341,15 @@ def test_a_run_s_stream_has_its_data_and_what_it_mixes_in(run: Run, here: Manife
 def test_data_that_cannot_be_mixed_in_is_refused(run: Run, here: Manifest, changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         training_stream(replace(run, **changes), here)
+
+
+def test_the_same_data_twice_are_refused(run: Run, here: Manifest, tmp_path: Path) -> None:
+    """Their orders would be one, and each step hold the same samples of both."""
+    copy = make(tmp_path / "copy", HERE, shard_bytes=16_000)
+    assert copy.fingerprint == here.fingerprint
+    for twice in ([f"{copy.directory}=0.2"], [f"{here.directory}=0.2"]):
+        with pytest.raises(UserError, match="holds the same data as another directory of the run"):
+            training_stream(override(run, {"mix": twice}), here)
 
 
 def test_data_without_training_rows_for_the_run_is_refused(run: Run, here: Manifest, tmp_path: Path) -> None:

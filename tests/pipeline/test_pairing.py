@@ -96,7 +96,15 @@ def test_nothing_that_is_missing_is_shown(tiny: Manifest, kind: str) -> None:
     assert shown.keys == 80
 
 
-@pytest.mark.parametrize("pairing", [Pairing(), Pairing(view="split", fraction=0.3), Pairing(view="keep", keep=0.5)])
+@pytest.mark.parametrize(
+    "pairing",
+    [
+        Pairing(),
+        Pairing(view="split", fraction=0.3),
+        Pairing(view="keep-one", fraction=0.3),
+        Pairing(view="keep", keep=0.5),
+    ],
+)
 def test_a_view_is_made_piece_by_piece(tiny: Manifest, monkeypatch: pytest.MonkeyPatch, pairing: Pairing) -> None:
     """However many samples are looked at together, also of a split in the midst of the manifest."""
     for split in ("train", "val"):

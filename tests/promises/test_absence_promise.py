@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from infra.errors import UserError
 from pipeline.batch import Batch
 from pipeline.collate import Collator
 from pipeline.config import Pairing
+from pipeline.indexing import index
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import view
+from pipeline.rules import Rules
+from pipeline.shards import Corrupt, Reader
 from pipeline.stream import Stream, in_order
 from pipeline.verifying import verify
 from tests.pipeline.tiny import MODALITIES, NAMES, fits, held, make
@@ -197,6 +201,17 @@ def test_a_hurt_row_is_not_shown_as_an_unpaired_one(tmp_path: Path) -> None:
                 seen[key].add(("+".join(n for n, p in zip(NAMES, present, strict=True) if p), weight))
     assert seen[manifest.key(pair)] == {("", 0.0)}
     assert seen[manifest.key(single)] == {("", 0.0), ("image", 1.0), ("tag", 1.0)}
+
+
+def test_an_empty_member_of_a_missing_shard_is_damaged(tmp_path: Path) -> None:
+    """No bytes are what the manifest declares, but nobody has seen that they are there."""
+    with tarfile.open(tmp_path / "train.tar", "w") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    index([tmp_path], tmp_path, Rules.read(["txt=caption"]), workers=1)
+    assert Reader([open_manifest(tmp_path)]).read(np.array([0])) == [b""]
+    (tmp_path / "train.tar").unlink()
+    (found,) = Reader([open_manifest(tmp_path)]).read(np.array([0]))
+    assert isinstance(found, Corrupt)
 
 
 def test_over_the_budget_the_run_stops_with_a_sentence(tmp_path: Path) -> None:
