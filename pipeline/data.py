@@ -48,9 +48,7 @@ def training_stream(run: Run, manifest: Manifest) -> Stream:
         if not set(names) & set(other.modalities):
             raise UserError(f"mix: {other.directory} holds {', '.join(other.modalities)}, none of {', '.join(names)}")
         if other.fingerprint in {one.fingerprint for one in (manifest, *others) if one is not other}:
-            raise UserError(
-                f"mix: {other.directory} holds the same data as another directory of the run: leave it out"
-            )
+            raise UserError(f"mix: {other.directory} holds the same data as another directory of the run: leave it out")
     shares = [1 - sum(share for _, share in mixed), *(share for _, share in mixed)]
     views = mixture([manifest, *others], shares, names, run.pairing, run.seed, run.train.batch)
     return Stream(views, run.modalities, run.seed)

@@ -117,11 +117,16 @@ def _whole(batch: Batch, run: Run) -> dict[str, np.ndarray]:
     return whole
 
 
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """(Y, X, 3) in [0, 1] from a grey (Y, X) or a coloured (3, Y, X) image."""
+    return np.stack([image] * 3, axis=2) if image.ndim == 2 else np.moveaxis(image, 0, 2)
+
+
 def _cell(axis: Any, run: Run, values: dict[str, np.ndarray], data: dict[str, np.ndarray], column: int) -> None:
-    images = [values[name] for name, modality in run.modalities.items() if isinstance(modality, Image)]
+    images = [_coloured(values[name]) for name, modality in run.modalities.items() if isinstance(modality, Image)]
     width = max(image.shape[1] for image in images)
-    stacked = np.concatenate([np.pad(image, ((0, 0), (0, width - image.shape[1]))) for image in images])
-    axis.imshow(stacked, cmap="gray", vmin=0, vmax=1)
+    stacked = np.concatenate([np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0))) for image in images])
+    axis.imshow(stacked)
     axis.set_xticks([])
     axis.set_yticks([])
     labels = [name for name, modality in run.modalities.items() if isinstance(modality, Label)]
