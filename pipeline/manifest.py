@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from infra.storage import is_remote, open_directory
 
 from infra.errors import UserError
+from infra.storage import is_remote, open_directory
 from pipeline.order import mix
 
 NAME = "manifest.arrow"
