@@ -27,6 +27,11 @@ class Bernoulli(Modality):
 
         return GaussianEncoder(mlp((math.prod(self.shape), *self.hidden)), self.hidden[-1], latent)
 
+    def features(self) -> tuple[nn.Module, int]:
+        from modalities.networks import mlp
+
+        return mlp((math.prod(self.shape), self.hidden[0])), self.hidden[0]
+
     def decoder(self, latent: int) -> nn.Module:
         from modalities.networks import mlp
 

@@ -112,6 +112,13 @@ class Image(Bernoulli):
 
         return GaussianEncoder(convolutions(self._planes, self.hidden), self.hidden[-1], latent)
 
+    def features(self) -> tuple[nn.Module, int]:
+        if self.network == "mlp":
+            return super().features()
+        from modalities.networks import convolutions
+
+        return convolutions(self._planes, self.hidden[:1]), self.hidden[0]
+
     def decoder(self, latent: int) -> nn.Module:
         if self.network == "mlp":
             return super().decoder(latent)

@@ -61,6 +61,11 @@ class Label(Modality):
         body = nn.Sequential(nn.Embedding(self.classes, self.hidden[0]), mlp(self.hidden))
         return GaussianEncoder(body, self.hidden[-1], latent)
 
+    def features(self) -> tuple[nn.Module, int]:
+        from torch import nn
+
+        return nn.Embedding(self.classes, self.hidden[0]), self.hidden[0]
+
     def decoder(self, latent: int) -> nn.Module:
         from modalities.networks import mlp
 

@@ -8,8 +8,10 @@ another rank, and training and evaluation compute the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 CHANNELS = (32, 64, 128, 256)
@@ -80,6 +82,29 @@ class GaussianEncoder(nn.Module):
         if value.is_floating_point():
             value = value.flatten(1).to(self.heads.weight.dtype)
         mu, logvar = self.heads(self.body(value)).chunk(2, dim=1)
+        return mu, logvar
+
+
+class JointEncoder(nn.Module):
+    """One expert of several modalities: the features of each, concatenated, one hidden layer with Swish, heads.
+
+    Table 1 of MVAE counts JMVAE's that way: feature layers of their own, 1024-512 and the heads. `features` are modules
+    with the width of their output; takes one value per modality and returns (mu_BZ, logvar_BZ).
+    """
+
+    def __init__(self, features: Sequence[tuple[nn.Module, int]], latent: int) -> None:
+        super().__init__()
+        widths = [width for _, width in features]
+        self.features = nn.ModuleList(module for module, _ in features)
+        self.hidden = mlp((sum(widths), max(widths)))
+        self.heads = nn.Linear(max(widths), 2 * latent)
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [
+            module(value.flatten(1).to(self.heads.weight.dtype) if value.is_floating_point() else value)
+            for module, value in zip(self.features, values, strict=True)
+        ]
+        mu, logvar = self.heads(self.hidden(torch.cat(parts, 1))).chunk(2, dim=1)
         return mu, logvar
 
 

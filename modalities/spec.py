@@ -55,6 +55,13 @@ class Modality(ABC):
     def encoder(self, latent: int) -> nn.Module:
         """A network (B, *shape) -> (mu_BZ, logvar_BZ): this modality's Gaussian expert."""
 
+    def features(self) -> tuple[nn.Module, int]:
+        """A network (B, …) -> (B, H) for an expert that sees other modalities too, and H.
+
+        Raises NotImplementedError where the kind has none: it then takes part in products of experts only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no features for a network that sees several modalities")
+
     @abstractmethod
     def decoder(self, latent: int) -> nn.Module:
         """A network (B, Z) -> the parameters of p(x|z), in the form that `log_likelihood` takes."""

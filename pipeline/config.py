@@ -67,10 +67,24 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Model:
-    """The latent space."""
+    """The latent space, and which of the papers' models makes use of it."""
 
     latent: int = 64
     """Number of latent dimensions."""
+    system: Literal[
+        "vae",
+        "bivcca",
+        "jmvae",
+        "mvae",
+        "mvae-moe",
+        "mvae-q",
+        "vaevae-a",
+        "vaevae-b",
+        "vaevae-star",
+        "svae",
+        "svae-star",
+    ] = "mvae"
+    """Posterior and objective (the table of systems in README)."""
 
     def __post_init__(self) -> None:
         check(self.latent >= 1, f"model.latent is {self.latent}: choose at least 1")
@@ -78,10 +92,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Objective:
-    """The sub-sampled ELBO (MVAE eq. 5): joint + every single modality + k random subsets."""
+    """What the terms of the system's objective weigh."""
 
     k: int = 0
-    """How many random subsets of the modalities are drawn each step."""
+    """mvae, mvae-moe, mvae-q: how many random subsets of the modalities are drawn each step (MVAE eq. 5)."""
     lambda_: Annotated[dict[str, float], Field(alias="lambda"), tyro.conf.arg(name="lambda")] = field(
         default_factory=dict
     )
@@ -94,10 +108,16 @@ class Objective:
     """Weight with which a term also reconstructs the present modalities that it did not see; 0 is the paper."""
     shared_noise: bool = False
     """Whether the terms of a row share one epsilon (MVAE appendix I, figure 10 c) instead of one each."""
+    alpha: float = 0.01
+    """jmvae: weight of KL(joint || single); 0.01 in MVAE section 5.1, 1 in SVAE eq. 2."""
+    mu: float = 0.5
+    """bivcca: weight of the first modality's posterior."""
 
     def __post_init__(self) -> None:
         check(self.k >= 0, f"objective.k is {self.k}: choose 0 or more random subsets")
         check(0 <= self.anneal <= 1, f"objective.anneal is {self.anneal}: choose a share of training, 0 to 1")
+        check(self.alpha >= 0, f"objective.alpha is {self.alpha}: a weight must not be negative")
+        check(0 <= self.mu <= 1, f"objective.mu is {self.mu}: choose a weight from 0 to 1")
         check(self.beta >= 0 and self.cross >= 0, "objective.beta and objective.cross must not be negative")
         for name, weight in self.lambda_.items():
             check(weight >= 0, f"objective.lambda.{name} is {weight}: a weight must not be negative")

@@ -1,36 +1,110 @@
-"""Products of diagonal Gaussian experts. Shape legend: T terms, B rows, M modalities, Z latent dimensions."""
+"""Distributions over the latent space and the ways in which experts make one: products, quotients, mixtures.
+
+Everything is float32 whatever the networks' precision. Shape legend: E experts, T terms, B rows, M modalities,
+Z latent dimensions, K samples.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+LOG_2PI = math.log(2 * math.pi)
+Self = TypeVar("Self", bound="Distribution")
+
+
+class Distribution(Protocol):
+    """A distribution whose dimensions are independent; a batch of them of shape (..., Z)."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Reparametrised samples from standard normal noise, whose shape ends in (..., Z)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats, summed over Z: shape (...)."""
+
+    def detach(self: Self) -> Self:
+        """The same distribution, through which no gradient flows."""
+
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Diagonal Gaussians in float32: mean and log-variance of equal shape (..., Z)."""
+    """Diagonal Gaussians: mean and log-variance of equal shape (..., Z)."""
 
     mu: Tensor
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Reparametrised samples from standard normal noise of the mean's shape."""
+        """Reparametrised samples from standard normal noise."""
         return self.mu + torch.exp(0.5 * self.logvar) * noise
 
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats, summed over Z."""
+        return -0.5 * (LOG_2PI + self.logvar + (z - self.mu).square() * torch.exp(-self.logvar)).sum(-1)
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """KL(self || other) in nats, summed over Z."""
+        difference = (self.mu - other.mu).square()
+        ratio = torch.exp(self.logvar - other.logvar) + difference * torch.exp(-other.logvar)
+        return 0.5 * (other.logvar - self.logvar + ratio - 1.0).sum(-1)
+
     def kl_to_prior(self) -> Tensor:
-        """KL(q || N(0, I)) in nats, summed over Z: shape (...)."""
+        """KL(self || N(0, I)) in nats, summed over Z."""
         return 0.5 * (self.mu.square() + self.logvar.exp() - 1.0 - self.logvar).sum(-1)
 
+    def detach(self) -> Gaussian:
+        return Gaussian(self.mu.detach(), self.logvar.detach())
 
-def product_with_prior(mu_MBZ: Tensor, precision_MBZ: Tensor, mask_TBM: Tensor) -> Gaussian:
-    """q(z|A) ∝ p(z) Π_{m in A} q_m(z) for every term and row at once (MVAE section 2.2, prior expert N(0, I)).
 
-    The mean is Σ μ_i T_i / (1 + Σ T_i) with precisions T_i = 1 / V_i. `mask_TBM` says which experts take part; an
-    expert whose precision is 0 (an absent modality) takes no part in any case.
+@dataclass(frozen=True)
+class Laplace:
+    """Factorised Laplace distributions: location and log-scale of equal shape (..., Z) (MMVAE section 4.1)."""
+
+    mu: Tensor
+    logscale: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Reparametrised samples from standard normal noise, by way of the quantile function.
+
+        |noise| of a half normal has the tail probability p = erfc(|noise| / √2), and the Laplace distribution's point
+        of the same tail lies at -log p scales from its centre; log p by `log_ndtr` is exact far into the tail.
+        """
+        tail = torch.special.log_ndtr(-noise.abs()) + math.log(2)
+        return self.mu - torch.sign(noise) * torch.exp(self.logscale) * tail
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats, summed over Z."""
+        return -(math.log(2) + self.logscale + (z - self.mu).abs() * torch.exp(-self.logscale)).sum(-1)
+
+    def kl(self, other: Laplace) -> Tensor:
+        """KL(self || other) in nats, summed over Z."""
+        distance = (self.mu - other.mu).abs()
+        scale, against = torch.exp(self.logscale), torch.exp(-other.logscale)
+        near = scale * torch.exp(-distance / scale)
+        return (other.logscale - self.logscale + (near + distance) * against - 1.0).sum(-1)
+
+    def detach(self) -> Laplace:
+        return Laplace(self.mu.detach(), self.logscale.detach())
+
+
+def product(weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior_TB: Tensor | float = 1.0) -> Gaussian:
+    """q(z|A) ∝ p(z)^c Π_{e in A} q_e(z) for every term and row at once, p being N(0, I).
+
+    The mean is Σ μ_e T_e / (c + Σ T_e), T_e = 1 / V_e being precisions; `weighted_EBZ` is μ_e T_e. c = 1 is MVAE's
+    product with the prior expert (section 2.2), 0 a product of the experts alone. `mask_TBE` says which experts take
+    part; one whose precision is 0 (an absent modality) takes no part in any case. Where none does, it is the prior.
     """
-    mask = mask_TBM.to(precision_MBZ.dtype)
-    total = 1.0 + torch.einsum("tbm,mbz->tbz", mask, precision_MBZ)
-    mean = torch.einsum("tbm,mbz->tbz", mask, precision_MBZ * mu_MBZ) / total
-    return Gaussian(mean, -total.log())
+    mask = mask_TBE.to(precision_EBZ.dtype)
+    total = torch.einsum("tbe,ebz->tbz", mask, precision_EBZ)
+    mean = torch.einsum("tbe,ebz->tbz", mask, weighted_EBZ)
+    prior = prior_TB[..., None] if isinstance(prior_TB, Tensor) else prior_TB
+    total = torch.where(mask_TBE.any(-1, keepdim=True), total + prior, 1.0)
+    return Gaussian(mean / total, -total.log())
+
+
+def mixture_log_prob(log_prob_C: Tensor, weight_C: Tensor, dim: int) -> Tensor:
+    """log Σ_c w_c q_c(z) from the components' log densities along `dim`; a weight of 0 leaves its component out."""
+    return torch.logsumexp(torch.where(weight_C > 0, log_prob_C + weight_C.clamp_min(1e-38).log(), -torch.inf), dim)

@@ -30,8 +30,8 @@ from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.objectives.subsampled import beta_at, plan
-from pipeline.objectives.terms import Terms, combine
+from pipeline.objectives.systems import family_of, plan_of, remark
+from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
 from pipeline.progress import Progress, agree
 from pipeline.record import Record
@@ -85,6 +85,8 @@ def train(
     world = distributed.start(run.engine.device, run.engine.threads)
     check_world(run, world.size)
     stream = training_stream(run, manifest)
+    if world.is_main and remark(run):
+        print(remark(run), flush=True)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
     last = _last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
     with StopRequest() as stop, Record(run, directory, stream.manifests, world, resume, identity, parent) as record:
@@ -147,7 +149,9 @@ def build(run: Run) -> MultimodalVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "weights") % 2**63)
         try:
-            return MultimodalVAE(run.modalities, run.model.latent)
+            return MultimodalVAE(run.modalities, run.model.latent, family_of(run))
+        except NotImplementedError as error:
+            raise UserError(f"model.system = {run.model.system}: {error}; choose one of products of experts") from None
         except KeyError as error:  # torch keeps names such as `type` and `half` for itself
             raise UserError(f"a modality cannot have this name: {error.args[0]}; choose another") from None
 
@@ -200,10 +204,10 @@ def _read_ahead(
 def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: int, world: World) -> Terms:
     """Every term of one micro-batch, and its share of the loss."""
     batch = batch.to(world.device)
-    terms = plan(batch.present_BM, run.objective, run.seed, step)
+    terms = plan_of(run, batch.present_BM, step)
     count = len(terms.weight_TB)
     noise = normal(run.seed, "train", batch.row_B, 1 if run.objective.shared_noise else count, model.latent)
-    scores = engine.module(batch, terms.seen_TBM, terms.wanted_TBM, noise.expand(count, -1, -1))
+    scores = engine.module(batch, terms, noise.expand(count, -1, -1))
     beta = beta_at(run.objective, step, run.train.steps)
     rows = run.train.batch / world.size / run.engine.accumulate
     return combine(scores, terms, batch, run.weights(), beta, rows)

@@ -19,7 +19,7 @@ from pipeline.data import check_data
 from pipeline.engine import Engine
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.objectives.subsampled import plan
+from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
 from pipeline.pairing import view
 from pipeline.recipes import recipe
@@ -75,9 +75,9 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
 
 
 def _loss(module: torch.nn.Module, run: Run, batch: Batch, step: int, rows: int) -> torch.Tensor:
-    terms = plan(batch.present_BM, run.objective, run.seed, step)
+    terms = plan_of(run, batch.present_BM, step)
     noise = normal(run.seed, "bench", batch.row_B, len(terms.weight_TB), run.model.latent)
-    scores = module(batch, terms.seen_TBM, terms.wanted_TBM, noise)
+    scores = module(batch, terms, noise)
     return combine(scores, terms, batch, run.weights(), 1.0, rows).loss
 
 
@@ -86,7 +86,7 @@ def _floor(model: MultimodalVAE, run: Run, batches: list[Batch]) -> Callable[[],
     adam = torch.optim.Adam(model.parameters(), lr=1e-9, fused=True)
     decoder_rows = []
     for step, batch in enumerate(batches):
-        wanted = plan(batch.present_BM, run.objective, run.seed, step).wanted_TBM
+        wanted = plan_of(run, batch.present_BM, step).wanted_TBM
         decoder_rows.append([int(wanted[:, :, column].sum()) for column in range(len(run.modalities))])
     latents = torch.randn(max(map(max, decoder_rows)), run.model.latent)
 

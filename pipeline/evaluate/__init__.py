@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,10 +14,14 @@ from pipeline.batch import Batch
 from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.evaluate.classification import accuracy_names, label_accuracy
+from pipeline.evaluate.importance import importance_sampled
 from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
 from pipeline.stream import in_order, rows_for_rank
+
+Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], tuple[dict[str, float], dict[str, float]]]
+"""Sums and counts of metrics over the rows of a batch."""
 
 
 def metric_names(run: Run, split: str) -> list[str]:
@@ -35,18 +40,30 @@ def batches(run: Run, manifest: Manifest, split: str, world: World) -> Iterator[
 
 @torch.no_grad()
 def evaluate(
-    module: nn.Module, model: MultimodalVAE, run: Run, manifest: Manifest, split: str, world: World
+    module: nn.Module,
+    model: MultimodalVAE,
+    run: Run,
+    manifest: Manifest,
+    split: str,
+    world: World,
+    samples: int = 0,
 ) -> dict[str, float]:
     """All metrics that the modalities define, on one split, named `SPLIT/…`. Collective.
 
-    `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1.
+    `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1. With
+    `samples` also the log-likelihoods by as many importance samples a row.
     """
     was_training = model.training
     model.eval()
     sums: defaultdict[str, float] = defaultdict(float)
     counts: defaultdict[str, float] = defaultdict(float)
+    measures: list[Measure] = [
+        elbo,
+        label_accuracy,
+        *([partial(importance_sampled, samples=samples)] if samples else []),
+    ]
     for batch in batches(run, manifest, split, world):
-        for measure in (elbo, label_accuracy):
+        for measure in measures:
             more, rows = measure(module, model, run, batch)
             for name, value in more.items():
                 sums[name] += value

@@ -8,14 +8,14 @@ from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.objectives.subsampled import joint_plan
+from pipeline.objectives.systems import joint_of
 from pipeline.objectives.terms import metrics
 
 
 def elbo(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
     """Sums and counts of `elbo`, `kl` and `recon.MODALITY`. The noise hangs on the row, so ranks do not matter."""
-    plan = joint_plan(batch.present_BM)
-    noise = normal(run.seed, "evaluate", batch.row_B, 1, model.latent)
-    scores = module(batch, plan.seen_TBM, plan.wanted_TBM, noise)
+    plan = joint_of(run, batch.present_BM)
+    noise = normal(run.seed, "evaluate", batch.row_B, len(plan.weight_TB), model.latent)
+    scores = module(batch, plan, noise)
     sums, counts = metrics(scores, plan, batch)
     return {name: float(value) for name, value in sums.items()}, counts

@@ -27,6 +27,8 @@ class Evaluation:
 
     directory: Path
     split: str
+    samples: int
+    """Importance samples of each row's log-likelihoods; 0 where they were not estimated."""
     step: int
     fingerprint: str
     metrics: dict[str, float]
@@ -40,8 +42,8 @@ def best_checkpoint(directory: Path) -> Checkpoint:
     return best
 
 
-def evaluate_run(directory: Path, split: str = "test", run: Run | None = None) -> Evaluation:
-    """All metrics of a run's best checkpoint on a split. Collective.
+def evaluate_run(directory: Path, split: str = "test", run: Run | None = None, samples: int = 0) -> Evaluation:
+    """All metrics of a run's best checkpoint on a split; log-likelihoods where `samples` are asked for. Collective.
 
     Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow run. Raises UserError where the data
     is not the data that the run was trained on.
@@ -57,8 +59,8 @@ def evaluate_run(directory: Path, split: str = "test", run: Run | None = None) -
     world = distributed.start(run.engine.device, run.engine.threads)
     model = build(run).to(world.device)
     load_weights(model, checkpoint)
-    metrics = evaluate(model, model, run, manifest, split, world)
-    result = Evaluation(directory, split, checkpoint.step, manifest.fingerprint, metrics)
+    metrics = evaluate(model, model, run, manifest, split, world, samples)
+    result = Evaluation(directory, split, samples, checkpoint.step, manifest.fingerprint, metrics)
     if world.is_main:
         _write(result, run)
     return result
@@ -68,7 +70,7 @@ def _write(result: Evaluation, run: Run) -> None:
     (result.directory / f"evaluation.{result.split}.json").write_text(
         json.dumps(
             {
-                "command": f"pairstream evaluate {result.directory} --split {result.split}",
+                "command": f"pairstream evaluate {result.directory} --split {result.split} --samples {result.samples}",
                 "step": result.step,
                 "data": result.fingerprint,
                 "metrics": result.metrics,

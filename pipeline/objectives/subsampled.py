@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.config import Objective
-from pipeline.objectives.terms import Plan
+from pipeline.objectives.plan import Plan
 from pipeline.order import seed_of
+from pipeline.posteriors import Posterior
 
 
 def random_subsets(count: int, modalities: int, seed: int, step: int) -> np.ndarray:
@@ -22,36 +23,60 @@ def random_subsets(count: int, modalities: int, seed: int, step: int) -> np.ndar
     return subsets
 
 
-def plan(present_BM: np.ndarray, objective: Objective, seed: int, step: int) -> Plan:
+def _subsets(modalities: int, objective: Objective, seed: int, step: int) -> np.ndarray:
+    """(1 + M + k, M): all modalities, every single one, k random subsets."""
+    drawn = random_subsets(objective.k, modalities, seed, step)
+    return np.concatenate([np.ones((1, modalities), bool), np.eye(modalities, dtype=bool), drawn])
+
+
+def subsampled(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
     """The terms of eq. 5 on partially present rows.
 
     Each subset is cut down to what a row has; where nothing is left the term weighs 0. The single term of a row with
     one modality is its joint term and counts once; random subsets that repeat another count again, as in the paper's
     sum. With `cross` > 0 a term also reconstructs, with that weight, the present modalities that it did not see.
     """
+    seen, weight = _cut(_subsets(present_BM.shape[1], objective, seed, step), present_BM)
+    return Plan(seen, posterior.of(seen), targets(seen, present_BM, objective), weight)
+
+
+def mixtures(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+    """The same terms with a mixture of the experts as posterior, 1/|A| each (MMVAE appendix E, "MVAE-MoE").
+
+    E over the mixture is the mean over its members, and KL(mixture || p), which has no closed form, is replaced by the
+    mean of the members' (convexity: the objective stays a lower bound). So all terms that a member is part of share one
+    sample of it: what it reconstructs, and its KL, weigh Σ 1/|A| over these terms.
+    """
+    return _mixed(_subsets(present_BM.shape[1], objective, seed, step), present_BM, objective, posterior)
+
+
+def mixture_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
+    """The bound of the mixture of all that a row has."""
+    return _mixed(np.ones((1, present_BM.shape[1]), bool), present_BM, objective, posterior)
+
+
+def _mixed(subsets: np.ndarray, present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
     modalities = present_BM.shape[1]
-    subsets = np.concatenate(
-        [
-            np.ones((1, modalities), bool),
-            np.eye(modalities, dtype=bool),
-            random_subsets(objective.k, modalities, seed, step),
-        ]
-    )
+    seen, weight = _cut(subsets, present_BM)
+    share_SBM = seen * (weight / np.maximum(seen.sum(2), 1))[:, :, None]  # of each member in each term
+    weight_TB = share_SBM.sum(0).T.astype(np.float32)
+    reconstructed = targets(seen, present_BM, objective)
+    target = np.einsum("sbt,sbm->tbm", share_SBM, reconstructed) / np.maximum(weight_TB, 1e-12)[:, :, None]
+    alone = np.eye(modalities, dtype=bool)[:, None, :] & present_BM[None]
+    joint = (present_BM / np.maximum(present_BM.sum(1, keepdims=True), 1)).T.astype(np.float32)
+    return Plan(alone, posterior.of(alone), target.astype(np.float32), weight_TB, joint_TB=joint)
+
+
+def _cut(subsets: np.ndarray, present_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each subset cut down to what each row has, and its weight; `subsets` are all, every single one, any others."""
+    modalities = present_BM.shape[1]
     seen: np.ndarray = subsets[:, None, :] & present_BM[None]
     weight: np.ndarray = np.asarray(seen.any(2), np.float32)
     weight[1 : 1 + modalities, present_BM.sum(1) == 1] = 0.0
-    target = np.where(seen, 1.0, present_BM[None] * objective.cross).astype(np.float32)
-    return Plan(seen, target, weight)
+    return seen, weight
 
 
-def joint_plan(present_BM: np.ndarray) -> Plan:
-    """The joint term alone: for evaluation."""
-    weight = np.asarray(present_BM.any(1), np.float32)
-    return Plan(present_BM[None], present_BM[None].astype(np.float32), weight[None])
-
-
-def beta_at(objective: Objective, step: int, steps: int) -> float:
-    """β of a step: linear from 0 over the share `anneal` of the `steps` of training, then constant."""
-    if objective.anneal == 0:
-        return objective.beta
-    return objective.beta * min(1.0, step / (objective.anneal * steps))
+def targets(seen_TBM: np.ndarray, present_BM: np.ndarray, objective: Objective) -> np.ndarray:
+    """Weights of reconstruction: 1 for what a term sees, `cross` for the other present modalities."""
+    weights: np.ndarray = np.where(seen_TBM, 1.0, present_BM[None] * objective.cross).astype(np.float32)
+    return weights

@@ -1,6 +1,6 @@
-"""What all objectives share: which terms a batch has, and how their scores become a loss and honest metrics.
+"""How the scores of a plan's terms become a loss and honest metrics.
 
-Shape legend: T terms, B rows, M modalities.
+Shape legend: T terms, B rows, M modalities, P pairs of terms.
 """
 
 from __future__ import annotations
@@ -12,25 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Batch
+from pipeline.config import Objective
 from pipeline.model import Scores
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The terms of a batch, known before any network runs. Term 0 is the joint one."""
-
-    seen_TBM: np.ndarray
-    """Boolean: the modalities that the posterior of term t sees of row b (A_tb)."""
-    target_TBM: np.ndarray
-    """Weight with which term t reconstructs modality m of row b (0: not at all)."""
-    weight_TB: np.ndarray
-    """Weight of term t for row b; 0 where the term has nothing to see or repeats another."""
-
-    @property
-    def wanted_TBM(self) -> np.ndarray:
-        """Boolean: what has to be decoded (D_tb)."""
-        wanted: np.ndarray = (self.target_TBM > 0) & (self.weight_TB > 0)[:, :, None]
-        return wanted
+from pipeline.objectives.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -48,19 +32,24 @@ class Terms:
 def combine(
     scores: Scores, plan: Plan, batch: Batch, lambdas: dict[str, float], beta: float, rows_per_rank: float
 ) -> Terms:
-    """-1/B Σ_b w_b Σ_t w_tb (Σ_m λ_m ρ_tbm log p(x_m|z_tb) - β KL_tb), B being the rows of the *global* batch.
+    """-1/B Σ_b w_b times each row's objective (see `Plan`), B being the rows of the *global* batch.
 
     `rows_per_rank` is the global batch's rows divided by the world size: engines average gradients over ranks, so
     an absent or padded row leaves a smaller sum, never a larger share for the others.
-    Metrics are always with λ = β = 1 except `objective`: `elbo` and `kl` of the joint term, `recon.m` over the rows
+    Metrics are always with λ = β = 1 except `objective`: `elbo` and `kl` of the joint ELBO, `recon.m` over the rows
     that have modality m.
     """
     device = scores.kl_TB.device
-    weight_TB = torch.from_numpy(plan.weight_TB).to(device, torch.float32)
-    target = plan.target_TBM * np.array([lambdas[name] for name in batch.values])
-    target_TBM = torch.from_numpy(target).to(device, torch.float32)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, torch.float32)
+
+    target_TBM = tensor(plan.target_TBM * np.array([lambdas[name] for name in batch.values]))
     reconstruction_TB = (target_TBM * scores.log_likelihood_TBM).sum(2)
-    row_objective = (weight_TB * (reconstruction_TB - beta * scores.kl_TB)).sum(0)
+    prior_TB = 1.0 if plan.prior_TB is None else tensor(plan.prior_TB)
+    row_objective = (tensor(plan.weight_TB) * (reconstruction_TB - beta * prior_TB * scores.kl_TB)).sum(0)
+    if plan.pair_PB is not None:
+        row_objective = row_objective - beta * (tensor(plan.pair_PB) * scores.kl_PB).sum(0)
     # where, not a product: what a row of weight 0 scores counts nothing, not even an infinity
     counted = torch.where(batch.weight_B > 0, row_objective * batch.weight_B, 0.0)
     loss = -counted.sum() / rows_per_rank + scores.anchor
@@ -71,13 +60,26 @@ def combine(
 
 
 def metrics(scores: Scores, plan: Plan, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Sums and counts of the joint term with λ = β = 1: `elbo`, `kl` and `recon.MODALITY`, in nats."""
-    counted_BM = torch.from_numpy(plan.seen_TBM[0]).to(scores.kl_TB.device) & (batch.weight_B > 0)[:, None]
-    recon_M = torch.where(counted_BM, scores.log_likelihood_TBM[0], 0.0).sum(0)
-    kl = torch.where(counted_BM.any(1), scores.kl_TB[0], 0.0).sum()
+    """Sums and counts of each row's joint ELBO with λ = β = 1: `elbo`, `kl` and `recon.MODALITY`, in nats."""
+    device, terms = scores.kl_TB.device, 1 if plan.joint_TB is None else len(plan.joint_TB)
+    share_TB = plan.weight_TB[:1] if plan.joint_TB is None else plan.joint_TB
+    wanted_TBM = plan.wanted_TBM[:terms] & (share_TB > 0)[:, :, None]
+    counted_BM = torch.from_numpy(wanted_TBM.any(0)).to(device) & (batch.weight_B > 0)[:, None]
+    share = torch.from_numpy(share_TB).to(device, torch.float32)
+    likely_TBM = torch.where(torch.from_numpy(wanted_TBM).to(device), scores.log_likelihood_TBM[:terms], 0.0)
+    recon_M = torch.where(counted_BM, (share[:, :, None] * likely_TBM).sum(0), 0.0).sum(0)
+    divergence_TB = torch.where(share > 0, share * scores.kl_TB[:terms], 0.0)
+    kl = torch.where(counted_BM.any(1), divergence_TB.sum(0), 0.0).sum()
     rows = float(counted_BM.any(1).sum())
     sums = {"elbo": recon_M.sum() - kl, "kl": kl}
     counts = {"elbo": rows, "kl": rows}
     for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0).tolist(), strict=True):
         sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, float(present)
     return sums, counts
+
+
+def beta_at(objective: Objective, step: int, steps: int) -> float:
+    """β of a step: linear from 0 over the share `anneal` of the `steps` of training, then constant."""
+    if objective.anneal == 0:
+        return objective.beta
+    return objective.beta * min(1.0, step / (objective.anneal * steps))

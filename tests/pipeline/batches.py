@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from modalities import AnyModality, Image, Label, Modality
 from pipeline.batch import Batch
 from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.objectives.subsampled import plan
+from pipeline.objectives.systems import SYSTEMS
 from pipeline.objectives.terms import Terms, combine
 
 LATENT = 5
@@ -26,11 +28,11 @@ def some_modalities(count: int) -> dict[str, AnyModality]:
     }
 
 
-def small_model(modalities: Mapping[str, Modality], seed: int = 0) -> MultimodalVAE:
-    """A model whose experts disagree: weights well above the usual initial ones."""
+def small_model(modalities: Mapping[str, Modality], seed: int = 0, system: str = "mvae") -> MultimodalVAE:
+    """A system's model whose experts disagree: weights well above the usual initial ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MultimodalVAE(modalities, LATENT)
+        model = MultimodalVAE(modalities, LATENT, SYSTEMS[system].posterior(list(modalities)))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.7).add_(0.1 * torch.randn_like(parameter))
@@ -84,14 +86,28 @@ def score(
     beta: float = 1.0,
     seed: int = 0,
     step: int = 0,
+    system: str = "mvae",
 ) -> Terms:
     """The objective of a batch, put together as training does it."""
-    terms = plan(batch.present_BM, objective, seed, step)
+    terms = SYSTEMS[system].plan(batch.present_BM, objective, model.family, seed, step)
     count = len(terms.weight_TB)
     noise = normal(seed, "train", batch.row_B, 1 if objective.shared_noise else count, model.latent)
-    scores = model(batch, terms.seen_TBM, terms.wanted_TBM, noise.expand(count, -1, -1))
+    scores = model(batch, terms, noise.expand(count, -1, -1))
     lambdas = {name: objective.lambda_.get(name, 1.0) for name in model.modalities}
     return combine(scores, terms, batch, lambdas, beta, rows)
+
+
+def networks(model: MultimodalVAE) -> dict[str, nn.Module]:
+    """Every expert and every decoder by name."""
+    return {f"{kind}.{name}": net for kind in ("encoders", "decoders") for name, net in getattr(model, kind).items()}
+
+
+def counted(model: MultimodalVAE) -> Counter[str]:
+    """Counts the runs of every network from now on."""
+    runs: Counter[str] = Counter()
+    for name, network in networks(model).items():
+        network.register_forward_hook(lambda *_, name=name: runs.update([name]))
+    return runs
 
 
 def gradients(model: MultimodalVAE, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from pipeline.engine import Engine
 from pipeline.manifest import open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.objectives.subsampled import plan
+from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
 from pipeline.pairing import view
 from pipeline.recipes import recipe
@@ -50,9 +50,9 @@ def global_rows(run: Run, step: int, apart: bool) -> Refs:
 
 
 def loss_of(module: Any, run: Run, batch: Batch, step: int, rows: float) -> torch.Tensor:
-    terms = plan(batch.present_BM, run.objective, run.seed, step)
+    terms = plan_of(run, batch.present_BM, step)
     noise = normal(run.seed, "train", batch.row_B, len(terms.weight_TB), run.model.latent)
-    scores = module(batch, terms.seen_TBM, terms.wanted_TBM, noise)
+    scores = module(batch, terms, noise)
     return combine(scores, terms, batch, run.weights(), 1.0, rows).loss
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pipeline.experts import Gaussian, product_with_prior
+from pipeline.experts import Gaussian, product
 
 T, B, M, Z = 4, 5, 3, 6
 
@@ -19,7 +19,7 @@ def experts(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_product_is_the_paper_s_formula_in_loops() -> None:
     mu, precision, mask = experts()
-    result = product_with_prior(mu, precision, mask)
+    result = product(mu * precision, precision, mask)
     assert result.mu.shape == result.logvar.shape == (T, B, Z)
     for t, b, z in np.ndindex(T, B, Z):
         total, weighted = 1.0, 0.0  # the prior expert N(0, 1)
@@ -34,7 +34,7 @@ def test_product_is_the_paper_s_formula_in_loops() -> None:
 def test_product_is_proportional_to_the_densities() -> None:
     """log q(z|A) - log p(z) - Σ log q_m(z) is the same for every z: no other Gaussian has this."""
     mu, precision, _ = experts(1)
-    fused = product_with_prior(mu, precision, torch.ones(1, B, M, dtype=torch.bool))
+    fused = product(mu * precision, precision, torch.ones(1, B, M, dtype=torch.bool))
     z = torch.randn(50, B, Z)
     log_q = Normal(fused.mu[0], (0.5 * fused.logvar[0]).exp()).log_prob(z)
     log_parts = Normal(0.0, 1.0).log_prob(z) + sum(Normal(mu[m], precision[m].rsqrt()).log_prob(z) for m in range(M))
@@ -43,7 +43,7 @@ def test_product_is_proportional_to_the_densities() -> None:
 
 def test_no_expert_is_the_prior() -> None:
     mu, precision, mask = experts()
-    nobody = product_with_prior(mu, precision, torch.zeros_like(mask))
+    nobody = product(mu * precision, precision, torch.zeros_like(mask))
     assert torch.equal(nobody.mu, torch.zeros(T, B, Z))
     assert torch.equal(nobody.kl_to_prior(), torch.zeros(T, B))
     assert torch.equal(nobody.sample(mu[:1].expand(T, -1, -1)), mu[:1].expand(T, -1, -1))
@@ -53,14 +53,14 @@ def test_an_absent_expert_takes_no_part() -> None:
     mu, precision, _ = experts()
     everybody = torch.ones(1, B, M, dtype=torch.bool)
     precision[1, 2:] = 0.0
-    with_absent = product_with_prior(mu, precision, everybody)
+    with_absent = product(mu * precision, precision, everybody)
     masked = everybody.clone()
     masked[:, 2:, 1] = False
-    without = product_with_prior(mu, precision, masked)
+    without = product(mu * precision, precision, masked)
     assert torch.equal(with_absent.mu, without.mu)
     assert torch.equal(with_absent.logvar, without.logvar)
     mu[1, 2:] = 1e30  # whatever stands there
-    assert torch.equal(product_with_prior(mu, precision, everybody).mu, with_absent.mu)
+    assert torch.equal(product(mu * precision, precision, everybody).mu, with_absent.mu)
 
 
 def test_kl_is_torchs() -> None:
@@ -91,8 +91,8 @@ def test_linear_gaussian_posterior_is_exact(seen: list[int]) -> None:
     rng = np.random.default_rng(len(seen))
     a, s, x = rng.normal(size=(4, Z)), rng.uniform(0.3, 2, (4, Z)), rng.normal(size=(4, Z))
     mask = torch.tensor([[i in seen for i in range(4)]])[None]
-    fused = product_with_prior(
-        torch.tensor(x / a, dtype=torch.float32)[:, None],
+    fused = product(
+        torch.tensor(x / a * (a / s) ** 2, dtype=torch.float32)[:, None],
         torch.tensor((a / s) ** 2, dtype=torch.float32)[:, None],
         mask,
     )
@@ -109,7 +109,7 @@ def test_gradients_reach_the_experts_that_take_part_and_no_other() -> None:
     mask[:, :, 2] = False
     mu.requires_grad_()
     precision.requires_grad_()
-    q = product_with_prior(mu, precision, mask)
+    q = product(mu * precision, precision, mask)
     (q.kl_to_prior().sum() + q.mu.sum()).backward()
     for gradient in (mu.grad, precision.grad):
         assert gradient is not None

@@ -7,17 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pipeline.batch import Batch, empty_batch
 from pipeline.config import Objective
-from pipeline.model import MultimodalVAE
-from pipeline.objectives.subsampled import joint_plan
+from pipeline.objectives.plan import Plan, joint_plan
 from tests.pipeline.batches import (
     LATENT,
     assert_close,
     batch_of,
+    counted,
     gradients,
+    networks,
     patterns,
     score,
     small_model,
@@ -25,18 +25,6 @@ from tests.pipeline.batches import (
 )
 
 MODALITIES = some_modalities(3)
-
-
-def networks(model: MultimodalVAE) -> dict[str, nn.Module]:
-    return {f"{kind}.{name}": net for kind in ("encoders", "decoders") for name, net in getattr(model, kind).items()}
-
-
-def counted(model: MultimodalVAE) -> Counter[str]:
-    """Counts the runs of every network from now on."""
-    runs: Counter[str] = Counter()
-    for name, network in networks(model).items():
-        network.register_forward_hook(lambda *_, name=name: runs.update([name]))
-    return runs
 
 
 @pytest.mark.parametrize("k", [0, 1, 50])
@@ -100,8 +88,8 @@ def test_what_an_idle_network_says_counts_nothing(bad: float) -> None:
 
 def test_a_batch_of_nothing_is_a_loss_of_zero() -> None:
     model = small_model(MODALITIES)
-    nothing = np.zeros((1, 1, 3), bool)
-    scores = model(empty_batch(MODALITIES, torch.device("cpu")), nothing, nothing, torch.zeros(1, 1, LATENT))
+    nothing = joint_plan(np.zeros((1, 3), bool), model.family)
+    scores = model(empty_batch(MODALITIES, torch.device("cpu")), nothing, torch.zeros(1, 1, LATENT))
     for batch in (empty_batch(MODALITIES, torch.device("cpu")), batch_of(MODALITIES, [[0, 0, 0]] * 3)):
         terms = score(model, batch, Objective(k=1), rows=4)
         assert terms.loss.item() == 0
@@ -116,7 +104,8 @@ def test_scores_are_zero_where_nothing_is_asked() -> None:
     wanted = np.random.default_rng(0).random((4, 6, 3)) < 0.5
     wanted &= batch.present_BM
     seen = wanted[::-1].copy()
-    scores = model(batch, seen, wanted, torch.randn(4, 6, LATENT))
+    plan = Plan(seen, model.family.of(seen), wanted.astype(np.float32), np.ones((4, 6), np.float32))
+    scores = model(batch, plan, torch.randn(4, 6, LATENT))
     assert scores.log_likelihood_TBM.shape == (4, 6, 3)
     assert scores.kl_TB.shape == (4, 6)
     assert ((scores.log_likelihood_TBM != 0).numpy() == wanted).all()
@@ -156,8 +145,8 @@ def assert_same(one: Batch, other: Batch) -> None:
 def test_decode_and_forward_agree() -> None:
     model = small_model(MODALITIES)
     batch = batch_of(MODALITIES, np.ones((4, 3), bool))
-    plan = joint_plan(batch.present_BM)
-    scores = model(batch, plan.seen_TBM, plan.wanted_TBM, torch.zeros(1, 4, LATENT))
+    plan = joint_plan(batch.present_BM, model.family)
+    scores = model(batch, plan, torch.zeros(1, 4, LATENT))
     z = model.posterior(batch).mu
     for column, (name, modality) in enumerate(MODALITIES.items()):
         score_B = modality.log_likelihood(model.decode(name, z), batch.values[name])

@@ -15,8 +15,10 @@ from pipeline.batch import Batch
 from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.objectives.subsampled import beta_at, joint_plan, plan, random_subsets
-from pipeline.objectives.terms import combine
+from pipeline.objectives.plan import Plan, joint_plan
+from pipeline.objectives.subsampled import random_subsets, subsampled
+from pipeline.objectives.terms import beta_at, combine
+from pipeline.posteriors import Products
 from tests.pipeline.batches import (
     assert_close,
     batch_of,
@@ -29,6 +31,12 @@ from tests.pipeline.batches import (
 )
 
 ROWS = 6
+
+
+def plan(present_BM: np.ndarray, objective: Objective, seed: int, step: int) -> Plan:
+    """The terms of MVAE's objective."""
+    family = Products([f"m{number}" for number in range(present_BM.shape[1])], prior=True)
+    return subsampled(present_BM, objective, family, seed, step)
 
 
 def log_likelihood(modality: object, parameters: Tensor, value: Tensor) -> Tensor:
@@ -154,8 +162,8 @@ def test_a_single_term_of_a_one_modality_row_counts_once() -> None:
     model = small_model(kinds)
     batch = batch_of(kinds, [[0, 1]])
     once = score(model, batch, Objective(), rows=1)
-    joint = joint_plan(batch.present_BM)
-    scores = model(batch, joint.seen_TBM, joint.wanted_TBM, normal(0, "train", batch.row_B, 1, model.latent))
+    joint = joint_plan(batch.present_BM, model.family)
+    scores = model(batch, joint, normal(0, "train", batch.row_B, 1, model.latent))
     alone = combine(scores, joint, batch, dict.fromkeys(kinds, 1.0), 1.0, 1)
     assert once.loss.item() == pytest.approx(alone.loss.item(), rel=1e-6)
 

@@ -1,0 +1,52 @@
+"""Which terms the objective of a batch has: what every objective of a system comes down to.
+
+Shape legend: T terms, B rows, M modalities, P pairs of terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.posteriors import Posterior, Recipe
+
+NO_PAIRS = np.empty((0, 2), np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The terms of a batch, known before any network runs.
+
+    The objective of a row is Σ_t w_t (Σ_m λ_m ρ_tm log p(x_m|z_t) - β KL(q_t || p)) - β Σ_(t,s) v_ts KL(q_t || q_s).
+    """
+
+    seen_TBM: np.ndarray
+    """Boolean: the modalities that the posterior of term t sees of row b (A_tb)."""
+    recipe: Recipe
+    """The experts that make each posterior."""
+    target_TBM: np.ndarray
+    """ρ: weight with which term t reconstructs modality m of row b (0: not at all)."""
+    weight_TB: np.ndarray
+    """w: weight of term t for row b; 0 where the term has nothing to see or repeats another."""
+    prior_TB: np.ndarray | None = None
+    """Weight of KL(q_t || p) in the term, 1 where it is not given."""
+    pairs_P2: np.ndarray = field(default_factory=lambda: NO_PAIRS)
+    """Terms (t, s) whose KL(q_t || q_s) is part of the objective."""
+    pair_PB: np.ndarray | None = None
+    """v: its weight for each row."""
+
+    joint_TB: np.ndarray | None = None
+    """How much of each term goes into a row's joint ELBO, for the metrics; not given: term 0 is that ELBO."""
+
+    @property
+    def wanted_TBM(self) -> np.ndarray:
+        """Boolean: what has to be decoded (D_tb)."""
+        wanted: np.ndarray = (self.target_TBM > 0) & (self.weight_TB > 0)[:, :, None]
+        return wanted
+
+
+def joint_plan(present_BM: np.ndarray, posterior: Posterior) -> Plan:
+    """The joint term alone: for evaluation."""
+    seen, weight = present_BM[None], np.asarray(present_BM.any(1), np.float32)[None]
+    return Plan(seen, posterior.of(seen), seen.astype(np.float32), weight)

@@ -1,0 +1,111 @@
+"""The systems of the papers: which posteriors a model has, and what it is trained for.
+
+| system | posterior | objective |
+| --- | --- | --- |
+| vae | one encoder | ELBO of the one modality (Kingma & Welling 2014) |
+| bivcca | each modality's own | BiVCCA, weight objective.mu (Wang et al. 2016) |
+| jmvae | a joint network, and one per modality | joint ELBO - alpha Σ KL(joint || single) (Suzuki et al. 2017) |
+| mvae | product with the prior expert | sub-sampled ELBO, objective.k (Wu & Goodman 2018, eq. 5) |
+| mvae-moe | mixture of the experts | the same (Shi et al. 2019, appendix E) |
+| mvae-q | product, divided by the prior | the same (eq. 3) |
+| vaevae-a | product without the prior expert | VAEVAE's loss (Wu & Goodman 2019) |
+| vaevae-b | a network for every subset | VAEVAE's loss |
+| vaevae-star | a network for every subset | SVAE's loss |
+| svae | product in which present modalities stand in for missing ones | SVAE's loss (eq. 7-10, D.28-D.37) |
+| svae-star | the same | VAEVAE's loss |
+
+MVAE19 is mvae with every attribute as a modality of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from infra.errors import UserError
+from pipeline.config import Objective, Run
+from pipeline.objectives.paired import bivcca, bivcca_joint, jmvae, joint_only, tied
+from pipeline.objectives.plan import Plan, joint_plan
+from pipeline.objectives.subsampled import mixture_joint, mixtures, subsampled
+from pipeline.posteriors import Networks, Posterior, Products, Quotients, Substitutes
+
+Planner = Callable[[np.ndarray, Objective, Posterior, int, int], Plan]
+"""(present_BM, objective, posterior, seed, step) -> the terms of a batch."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A model of the papers."""
+
+    posterior: Callable[[Sequence[str]], Posterior]
+    """From the modalities' names."""
+    plan: Planner
+    modalities: tuple[int, int] = (1, 64)
+    """How few and how many modalities it is defined for."""
+    joint: Callable[[np.ndarray, Objective, Posterior], Plan] = lambda present, _, family: joint_plan(present, family)
+    """The terms of the joint ELBO, for evaluation."""
+    whole_rows: bool = False
+    """Whether it learns from rows that have all modalities only."""
+
+
+def _tied(singles_of_pairs: bool, leaders: bool) -> Planner:
+    def plan(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+        return tied(present_BM, objective, posterior, singles_of_pairs, leaders)
+
+    return plan
+
+
+SYSTEMS: dict[str, System] = {
+    "vae": System(lambda names: Products(names, prior=False), joint_only, (1, 1)),
+    "bivcca": System(lambda names: Products(names, prior=False), bivcca, (2, 64), bivcca_joint),
+    "jmvae": System(lambda names: Networks(names, every=False), jmvae, (2, 64), whole_rows=True),
+    "mvae": System(lambda names: Products(names, prior=True), subsampled),
+    "mvae-moe": System(lambda names: Products(names, prior=False), mixtures, joint=mixture_joint),
+    "mvae-q": System(Quotients, subsampled),
+    "vaevae-a": System(lambda names: Products(names, prior=False), _tied(False, False), (2, 6)),
+    "vaevae-b": System(lambda names: Networks(names, every=True), _tied(False, False), (2, 6)),
+    "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6)),
+    "svae": System(Substitutes, _tied(True, True), (2, 6)),
+    "svae-star": System(Substitutes, _tied(False, True), (2, 6)),
+}
+"""By name, as model.system takes it."""
+
+
+@cache
+def _built(name: str, modalities: tuple[str, ...]) -> tuple[System, Posterior]:
+    system = SYSTEMS[name]
+    few, many = system.modalities
+    if not few <= len(modalities) <= many:
+        wanted = "one modality" if many == 1 else f"{few} to {many} modalities"
+        raise UserError(f"model.system = {name} is defined for {wanted}, the run has {len(modalities)}")
+    return system, system.posterior(modalities)
+
+
+def family_of(run: Run) -> Posterior:
+    """A run's family of posteriors. Raises UserError where its system is not defined for as many modalities."""
+    return _built(run.model.system, tuple(run.modalities))[1]
+
+
+def plan_of(run: Run, present_BM: np.ndarray, step: int) -> Plan:
+    """The terms of a batch in one step of a run."""
+    system, family = _built(run.model.system, tuple(run.modalities))
+    return system.plan(present_BM, run.objective, family, run.seed, step)
+
+
+def joint_of(run: Run, present_BM: np.ndarray) -> Plan:
+    """The terms of the joint ELBO of what each row has."""
+    system, family = _built(run.model.system, tuple(run.modalities))
+    return system.joint(present_BM, run.objective, family)
+
+
+def remark(run: Run) -> str:
+    """What a user should know of how a run's system takes partial data; "" where there is nothing to say."""
+    if not SYSTEMS[run.model.system].whole_rows:
+        return ""
+    return (
+        f"model.system = {run.model.system} learns from rows that have all modalities; other rows weigh nothing "
+        "(pairing.composition = balanced gives every step some whole ones)"
+    )
