@@ -11,7 +11,6 @@ import os
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from infra.distributed import World
 from pipeline.batch import empty_batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
+from pipeline.objectives.plan import joint_plan
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, Tensor]
@@ -163,10 +163,10 @@ class Engine:
 
     def _rehearsal(self) -> Tensor:
         """A loss of zero that leads to every parameter: the model on a batch in which nothing is present."""
-        modalities = self.module.module.modalities
-        nothing = np.zeros((1, 1, len(modalities)), bool)
-        noise = torch.zeros((1, 1, self.module.module.latent), device=self.world.device)
-        anchor: Tensor = self.module(empty_batch(modalities, self.world.device), nothing, nothing, noise).anchor
+        model = self.module.module
+        batch = empty_batch(model.modalities, self.world.device)
+        noise = torch.zeros((1, 1, model.latent), device=self.world.device)
+        anchor: Tensor = self.module(batch, joint_plan(batch.present_BM, model.family), noise).anchor
         return anchor
 
 

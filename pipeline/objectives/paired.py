@@ -76,12 +76,11 @@ def tied(
     For every subset S of what a row has, of two or more modalities: E_{q(z|S)}[Σ_{i in S} log p_i] - Σ KL(q(z|S) ||
     q(z|R)) over the subsets R of the row with one modality less. A pair that is not all modalities also has the prior
     among them (D.29). Single modalities: their ELBO; that of rows with several modalities only with `singles_of_pairs`
-    (SVAE's loss; VAEVAE's has it for rows of one modality, and ties whole rows only). With `leaders` each subset that
+    (SVAE's loss; VAEVAE's has it for rows of one modality only). With `leaders` each subset that
     is not whole stands once for each of its members, who stands in for the missing ones: f(q) = Σ_i f(q^i), D.34.
     """
     rows, modalities = present_BM.shape
-    sizes = range(1, modalities + 1) if singles_of_pairs or modalities > 2 else (modalities, 1)
-    chosen = sorted((s for size in set(sizes) for s in combinations(range(modalities), size)), key=len, reverse=True)
+    chosen = [s for size in range(modalities, 0, -1) for s in combinations(range(modalities), size)]
     terms = [(s, i) for s in chosen for i in (s if leaders and len(s) < modalities else s[:1])]
     subsets = np.array([[m in s for m in range(modalities)] for s, _ in terms])
     there = (present_BM[None] | ~subsets[:, None]).all(2)  # (T, B): the row has all of the subset

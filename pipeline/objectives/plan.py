@@ -47,6 +47,7 @@ class Plan:
 
 
 def joint_plan(present_BM: np.ndarray, posterior: Posterior) -> Plan:
-    """The joint term alone: for evaluation."""
-    seen, weight = present_BM[None], np.asarray(present_BM.any(1), np.float32)[None]
-    return Plan(seen, posterior.of(seen), seen.astype(np.float32), weight)
+    """The joint term alone: for evaluation. Rows of whose modalities the family has no posterior weigh nothing."""
+    seen = present_BM[None]
+    recipe = posterior.of(seen)
+    return Plan(seen, recipe, seen.astype(np.float32), np.asarray(recipe.mask_TBE.any(2), np.float32))

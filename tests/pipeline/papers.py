@@ -32,7 +32,7 @@ def product_of(experts: list[Normal], priors: int) -> Normal:
     for expert in experts:
         precision = precision + 1 / expert.variance
         weighted = weighted + expert.mean / expert.variance
-    return Normal(weighted / precision, (1 / precision).sqrt())
+    return Normal(weighted / precision, (1 / precision).sqrt(), validate_args=False)
 
 
 def log_likelihood(modality: Modality, parameters: Tensor, value: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Row:
         variance = raw[0].exp()
         if self.system == "mvae-q" and self.count > 1:  # MVAE supplement C: V = N / (N - 1) sigm(V)
             variance = self.count / (self.count - 1) * raw[0].sigmoid()
-        return Normal(mu[0], variance.sqrt())
+        return Normal(mu[0], variance.sqrt(), validate_args=False)
 
     def q(self, subset: tuple[int, ...], leader: int = -1) -> Normal:
         """q(z | subset)."""
@@ -93,7 +93,7 @@ class Row:
 
     def kl(self, q: Normal, other: Normal | None = None) -> Tensor:
         """β KL(q || other), or the prior."""
-        standard = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean))
+        standard = Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean), validate_args=False)
         return self.beta * kl_divergence(q, other or standard).sum()
 
     def elbo(self, subset: tuple[int, ...], term: int) -> Tensor:

@@ -53,10 +53,10 @@ def test_log_prob_is_torchs(kind: type[Ours]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_densities_integrate_to_one(kind: type[Ours]) -> None:
     ours = some(kind)
-    one = kind(ours.mu.double()[:, :1, None], spread(ours).double()[:, :1, None])
-    z = torch.linspace(-150, 150, 300_001, dtype=torch.float64)
-    total = torch.trapezoid(one.log_prob(z[None, None, :, None]).exp(), z)
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    one = kind(ours.mu.double()[0, :, None, None], spread(ours).double()[0, :, None, None])
+    z = torch.linspace(-60, 60, 10_001, dtype=torch.float64)
+    total = torch.trapezoid(one.log_prob(z[:, None]).exp(), z)
+    torch.testing.assert_close(total, torch.ones(Z, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +67,7 @@ def test_kl_is_torchs_and_that_of_the_definition(kind: type[Ours]) -> None:
     torch.testing.assert_close(found, theirs.kl_divergence(torchs(ours), torchs(other)))
     assert torch.equal(ours.kl(ours), torch.zeros(B)) or ours.kl(ours).abs().max() < 1e-6  # type: ignore[arg-type]
     assert not torch.allclose(found, other.kl(ours))  # type: ignore[arg-type]
-    z = ours.sample(torch.randn(60_000, B, Z, generator=torch.Generator().manual_seed(0)))
+    z = ours.sample(torch.randn(20_000, B, Z, generator=torch.Generator().manual_seed(0)))
     scores = ours.log_prob(z) - other.log_prob(z)
     assert ((scores.mean(0) - found).abs() < 5 * scores.std(0) / math.sqrt(len(z))).all()
 

@@ -87,10 +87,14 @@ def reference_steps(run: Run, last: int, apart: bool) -> tuple[list[float], Mult
     return losses, model
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_with_disjoint_modalities_train_like_one_process(ranks: Ranks, digits_dir: Path, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "system"), [*((stage, "mvae") for stage in STAGES), (1, "jmvae"), (2, "svae"), (3, "vaevae-star")]
+)
+def test_two_ranks_with_disjoint_modalities_train_like_one_process(
+    ranks: Ranks, digits_dir: Path, stage: int, system: str
+) -> None:
     """Promises 1, 4: rank 0 has images only, rank 1 labels only; no hang, and the weights are the reference's."""
-    run = a_run(digits_dir, **{"engine.zero_stage": stage})
+    run = a_run(digits_dir, **{"engine.zero_stage": stage, "model.system": system})
     expected, model = reference_steps(run, 5, apart=True)
     for losses, state, what in ranks.run(train_steps, run, 0, 5, True):
         assert what == f"DeepSpeedEngine ZeRO {stage} on 2"

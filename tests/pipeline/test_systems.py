@@ -14,8 +14,10 @@ from pipeline.batch import empty_batch
 from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
+from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.subsampled import random_subsets
 from pipeline.objectives.systems import SYSTEMS
+from pipeline.objectives.terms import metrics
 from tests.pipeline.batches import (
     assert_close,
     batch_of,
@@ -238,3 +240,15 @@ def test_inference_networks_have_as_many_parameters_as_mvae_table_1(system: str)
         model = MultimodalVAE(taken, latent, SYSTEMS[system].posterior(list(taken)))
         found.append(parameter_count(model.encoders))
     assert tuple(found) == TABLE_1[system]
+
+
+def test_evaluation_leaves_out_rows_that_a_family_has_no_posterior_for() -> None:
+    """JMVAE has one of all modalities and of each alone: rows with two of three are no part of its ELBO."""
+    present = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 0], [0, 0, 0]], bool)
+    modalities = some_modalities(3)
+    model = small_model(modalities, system="jmvae")
+    plan = joint_plan(present, model.family)
+    assert plan.weight_TB.tolist() == [[1, 0, 1, 0]]
+    batch = batch_of(modalities, present)
+    noise = normal(0, "evaluate", batch.row_B, 1, model.latent)
+    assert metrics(model(batch, plan, noise), plan, batch)[1]["elbo"] == 2
