@@ -7,7 +7,6 @@ shard is damaged (the samples in front of the damage are in the manifest).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,7 @@ import tyro
 
 from infra.errors import UserError, nearest
 from jobs.arguments import closing_json, parse
+from jobs.progress import bytes_progress
 
 if TYPE_CHECKING:
     from pipeline.indexing import Indexed
@@ -89,13 +89,14 @@ def main(arguments: list[str]) -> int:
 
 def _index(options: Options, rules: Rules, paths: list[Path]) -> Indexed:
     """The work itself, with a bar over the shards' bytes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     from pipeline.indexing import index
 
-    columns = (TextColumn("indexing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    quiet = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("indexing", total=sum(path.stat().st_size for path in paths))
-        return index(paths, options.out, rules, options.split, options.workers, lambda done: bar.advance(task, done))
+    done, total = 0, sum(path.stat().st_size for path in paths)
+    with bytes_progress("indexing") as progress:
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            progress(done, total)
+
+        return index(paths, options.out, rules, options.split, options.workers, advance)

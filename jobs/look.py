@@ -8,12 +8,12 @@ shows what a supervision view makes of it, and --rows the first rows of its stre
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.errors import UserError
 from jobs.arguments import closing_json, parse, split_name
+from jobs.progress import bytes_progress
 from jobs.views import show_view
 
 if TYPE_CHECKING:
@@ -124,17 +124,12 @@ def _contents(name: str, manifest: Manifest, console: Console) -> dict[str, Any]
 
 def _verify(manifest: Manifest, workers: int, console: Console) -> list[dict[str, str | int]]:
     """Every damaged member, with a bar over the bytes; prints the first ones."""
-    from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from pipeline.verifying import foreign_shards, verify
 
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    quiet = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("verifying", total=None)
-        damage = verify(manifest, workers, lambda done, total: bar.update(task, completed=done, total=total))
+    with bytes_progress("verifying") as progress:
+        damage = verify(manifest, workers, progress)
     if not damage:
         console.print("[green]every member is what the manifest declares[/]")
     for entry in damage[:SHOWN]:

@@ -20,7 +20,7 @@ import tyro
 
 from infra.distributed import cores
 from infra.errors import UserError, nearest
-from infra.storage import is_remote
+from infra.storage import absolute
 from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
 from pipeline import config
 from pipeline.config import Run, check
@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> int:
     options = parse(f"sweep {name}", Options, rest, Options(run=plan.run), about=__doc__)
     check(1 <= options.cpus <= cores(), f"--cpus {options.cpus}: this machine lets us use {cores()} cores")
     places = {  # trials run in directories of their own
-        "data": _absolute(options.run.data),
-        "mix": [f"{_absolute(directory)}={share!r}" for directory, share in options.run.mixed()],
+        "data": absolute(options.run.data),
+        "mix": [f"{absolute(directory)}={share!r}" for directory, share in options.run.mixed()],
     }
     run = config.override(options.run, {"engine.threads": options.cpus, **places})
     plan = replace(plan, run=run, grid=_grid(options.grid) or plan.grid)
@@ -78,10 +78,6 @@ def main(arguments: list[str]) -> int:
             f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
         )
     return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
-
-
-def _absolute(place: str) -> str:
-    return place if is_remote(place) else str(Path(place).resolve())
 
 
 def _save(plan: Sweep, directory: Path) -> None:

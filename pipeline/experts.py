@@ -8,26 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
-Self = TypeVar("Self", bound="Distribution")
-
-
-class Distribution(Protocol):
-    """A distribution whose dimensions are independent; a batch of them of shape (..., Z)."""
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """Reparametrised samples from standard normal noise, whose shape ends in (..., Z)."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density in nats, summed over Z: shape (...)."""
-
-    def detach(self: Self) -> Self:
-        """The same distribution, through which no gradient flows."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.errors import UserError
+from infra.storage import absolute
 from pipeline.config import Pairing, check
 from pipeline.manifest import open_manifest
 from pipeline.pairing import view
@@ -80,7 +81,7 @@ class Samples(IterableDataset[Sample]):
         check(0 <= self.rank < self.world, f"rank {self.rank} of {self.world}: ranks count from 0")
         check(batch % self.world == 0, f"batch {batch}: {self.world} ranks cannot share it equally")
         # Workers open the manifest for themselves, in another working directory perhaps.
-        self.directory = str(directory) if "://" in str(directory) else os.path.abspath(directory)
+        self.directory = absolute(directory)
         self.split, self.modalities, self.pairing, self.seed = split, modalities, pairing, seed
         self.batch, self.start, self.share = batch, start, batch // self.world
         keys = self._stream.views[0].keys

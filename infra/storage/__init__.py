@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +46,11 @@ class Directory(Protocol):
 def is_remote(place: str | Path) -> bool:
     """Whether a data directory is a URL."""
     return "://" in str(place)
+
+
+def absolute(place: str | Path) -> str:
+    """The same place for a process in another working directory."""
+    return str(place) if is_remote(place) else os.path.abspath(place)
 
 
 def open_directory(place: str | Path) -> Directory:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 import torch
@@ -82,9 +81,17 @@ def conditional(
     samples from the prior, as the paper does, or else by importance sampling from q(z | x_condition).
     """
     joint = log_likelihood(model, batch, wanted | condition, condition if given is None else given, samples, seed)
-    source = frozenset[str]() if from_prior else condition
-    count = prior_samples if from_prior else samples
-    marginal = log_likelihood(model, batch, condition, source, count, seed + 1)
+    if from_prior:
+        return _given(joint, _from_prior(model, batch, condition, prior_samples, seed))
+    return _given(joint, log_likelihood(model, batch, condition, condition, samples, seed + 1))
+
+
+def _from_prior(model: MultimodalVAE, batch: Batch, names: frozenset[str], samples: int, seed: int) -> Estimate:
+    """log E_p(z)[p(x_names | z)], from other noise than the joint's estimate."""
+    return log_likelihood(model, batch, names, frozenset(), samples, seed + 1)
+
+
+def _given(joint: Estimate, marginal: Estimate) -> Estimate:
     return Estimate(joint.log_p_B - marginal.log_p_B, joint.variance_B)
 
 
@@ -99,11 +106,11 @@ def importance_sampled(
     names = list(model.modalities)
     asked = {name: frozenset([name]) for name in names} | {"all": frozenset(names)}
     estimates = {name: log_likelihood(model, batch, them, them, samples, run.seed) for name, them in asked.items()}
-    for wanted, given in permutations(names, 2) if len(names) <= MANY else ():
-        found = conditional(
-            model, batch, frozenset([wanted]), frozenset([given]), None, samples, 5 * samples, seed=run.seed
-        )
-        estimates[f"{wanted}_given_{given}"] = found
+    for given in names if 1 < len(names) <= MANY else ():
+        marginal = _from_prior(model, batch, asked[given], 5 * samples, run.seed)  # the same whatever is wanted
+        for wanted in (name for name in names if name != given):
+            joint = log_likelihood(model, batch, asked[wanted] | asked[given], asked[given], samples, run.seed)
+            estimates[f"{wanted}_given_{given}"] = _given(joint, marginal)
     sums, counts = {}, {}
     for name, estimate in estimates.items():
         there = ~estimate.log_p_B.isnan()

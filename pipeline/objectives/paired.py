@@ -10,15 +10,14 @@ from itertools import combinations
 import numpy as np
 
 from pipeline.config import Objective
-from pipeline.objectives.plan import Plan
+from pipeline.objectives.plan import Plan, joint_plan
 from pipeline.objectives.subsampled import targets
 from pipeline.posteriors import Posterior
 
 
 def joint_only(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
     """The ELBO of what a row has: the VAE of one modality (Kingma & Welling 2014)."""
-    seen, weight = present_BM[None], np.asarray(present_BM.any(1), np.float32)[None]
-    return Plan(seen, posterior.of(seen), seen.astype(np.float32), weight)
+    return joint_plan(present_BM, posterior)
 
 
 def bivcca(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:

@@ -21,7 +21,7 @@ from infra.storage import local
 from pipeline.manifest import MEMBER, NAME, Manifest, check_shards, open_manifest
 from pipeline.shards import Corrupt, Reader, quarantine
 from pipeline.writing import write
-from tests.pipeline.tiny import LABEL, NAMES, given, held, make, one, read, value
+from tests.pipeline.tiny import LABEL, NAMES, given, held, make, one, read, to_directory, to_loop, to_pipe, value
 
 
 def everything(manifest: Manifest) -> dict[str, dict[str, bytes]]:
@@ -148,21 +148,6 @@ def test_threads_that_push_each_other_s_files_out(tmp_path: Path, monkeypatch: p
 
 
 # Damage of shards
-
-
-def to_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def to_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def to_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
 
 
 REPLACED: dict[str, Callable[[Path], object]] = {

@@ -20,7 +20,7 @@ from pipeline.verifying import foreign_shards, verify
 from pipeline.writing import write
 from tests.infra.servers import Faulty
 from tests.pipeline import tiny
-from tests.pipeline.tiny import LABEL, NAMES, make
+from tests.pipeline.tiny import LABEL, NAMES, make, to_directory, to_loop, to_pipe
 
 Place = tuple[str, str, int]
 
@@ -74,21 +74,6 @@ def test_exactly_the_damaged_members_are_found(tmp_path: Path) -> None:
 
 
 # Which shards
-
-
-def to_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def to_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def to_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
 
 
 REPLACED: dict[str, tuple[Callable[[Path], object], str]] = {

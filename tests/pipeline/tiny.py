@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -135,3 +136,21 @@ def fits(key: str, name: str, decoded: np.ndarray) -> bool:
     truth = value(key, name)
     decoded = np.rint(decoded * 16) if name == "image" else decoded
     return any(np.array_equal(decoded, one) for one in (truth if isinstance(truth, list) else [truth]))
+
+
+# What may stand in place of a shard
+
+
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def to_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def to_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
