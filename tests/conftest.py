@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.ranks import Ranks
+
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+"""A change is judged by the same examples every time; HYPOTHESIS_PROFILE=default looks for new ones."""
 
 
 @pytest.fixture(scope="session")
