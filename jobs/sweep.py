@@ -290,7 +290,7 @@ def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:
         cell = dict(zip(keys, values, strict=True))
         run = config.override(plan.run, cell)
         scores = {}
-        for label, given in questions(run.modalities):
+        for label, given in questions(run):
             column = f"test/{metric_name(label, given)}"
             if column in plan.columns:
                 scores[column] = logistic_regression(manifest, run, label, given)

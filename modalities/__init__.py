@@ -7,7 +7,8 @@ from modalities.attributes import Attributes
 from modalities.image import Image
 from modalities.label import Label
 from modalities.spec import Modality
+from modalities.text import Text
 
-AnyModality = Image | Label | Attributes
+AnyModality = Image | Label | Attributes | Text
 
-__all__ = ["AnyModality", "Attributes", "Image", "Label", "Modality"]
+__all__ = ["AnyModality", "Attributes", "Image", "Label", "Modality", "Text"]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 BYTE = np.dtype(np.uint8)
+LEAST_SIDE = {"mlp": 1, "conv": 32, "conv-strided": 32, "conv-shallow": 4}
+"""Pixels a side of the smallest picture of which a network's convolutions leave anything."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Image(Bernoulli):
     """1: grey. 3: red, green and blue."""
     quality: int = 95
     """JPEG's quality when images are written, 1 to 100; other codecs do not use it."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """mlp: the linear layers of `hidden` alone. conv: the mini-DCGAN of MVAE for CelebA before them."""
+    network: Literal["mlp", "conv", "conv-strided", "conv-shallow"] = "mlp"
+    """mlp: the linear layers of `hidden` alone. Before them, MVAE's mini-DCGAN: conv, four convolutions, for CelebA;
+    conv-strided, the last of them halves too, for MultiMNIST; conv-shallow, two without norm, for FashionMNIST."""
     kind: Literal["image"] = "image"
 
     def __post_init__(self) -> None:
@@ -57,9 +60,10 @@ class Image(Bernoulli):
             raise ValueError(f"quality is {self.quality}: choose 1 to 100")
         if min(self.height, self.width, len(self.hidden), *self.hidden) < 1:
             raise ValueError("height and width must be at least 1, and hidden must hold at least one width")
-        if self.network == "conv" and (min(self.height, self.width) < 32 or self.height % 8 or self.width % 8):
+        least = LEAST_SIDE[self.network]
+        if min(self.height, self.width) < least:
             raise ValueError(
-                f"network conv takes pictures whose height and width are multiples of 8 from 32, not {self.height} x "
+                f"network {self.network} takes pictures from {least} x {least} pixels, not {self.height} x "
                 f"{self.width}: choose network mlp, or scale them"
             )
 
@@ -110,18 +114,18 @@ class Image(Bernoulli):
             return super().encoder(latent)
         from modalities.networks import GaussianEncoder, convolutions
 
-        return GaussianEncoder(convolutions(self._planes, self.hidden), self.hidden[-1], latent)
+        return GaussianEncoder(convolutions(self.network, self._planes, self.hidden), self.hidden[-1], latent)
 
     def features(self) -> tuple[nn.Module, int]:
         if self.network == "mlp":
             return super().features()
         from modalities.networks import convolutions
 
-        return convolutions(self._planes, self.hidden[:1]), self.hidden[0]
+        return convolutions(self.network, self._planes, self.hidden[:1]), self.hidden[0]
 
     def decoder(self, latent: int) -> nn.Module:
         if self.network == "mlp":
             return super().decoder(latent)
         from modalities.networks import deconvolutions
 
-        return deconvolutions((latent, *reversed(self.hidden)), self._planes)
+        return deconvolutions(self.network, (latent, *reversed(self.hidden)), self._planes)

@@ -10,16 +10,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-CHANNELS = (32, 64, 128, 256)
-"""Of the mini-DCGAN's four convolutions (MVAE table 1 and figures 7, 8)."""
-STRIDES = 8
-"""By how much the first three of them shrink a picture; the last takes 3 pixels from what is left of a side."""
+KERNEL = 4
+"""Pixels a side of the kernel of every convolution."""
 GROUP = 16
 """Channels that are normalised together (Wu & He, 2018, table 3: 16 channels a group)."""
+
+
+class Convolution(NamedTuple):
+    """A convolution without a bias and the Swish after it, with an affine normalisation between them if `norm`."""
+
+    channels: int
+    stride: int = 2
+    padding: int = 1
+    norm: bool = True
+
+    def size(self, side: int) -> int:
+        """Pixels of a side that had `side` before."""
+        return (side + 2 * self.padding - KERNEL) // self.stride + 1
+
+    def mirror(self, side: int) -> int:
+        """Kernel of the deconvolution that makes `side` pixels of `size(side)`: longer by what the stride left over."""
+        return side + 2 * self.padding - (self.size(side) - 1) * self.stride
+
+
+CONVOLUTIONS: dict[str, tuple[Convolution, ...]] = {
+    "conv": (Convolution(32, norm=False), Convolution(64), Convolution(128), Convolution(256, 1, 0)),
+    "conv-strided": (Convolution(32, norm=False), Convolution(64), Convolution(128), Convolution(256, 2, 0)),
+    "conv-shallow": (Convolution(64, norm=False), Convolution(128, norm=False)),
+}
+"""MVAE's miniature DCGANs, as the parameters of table 1 and the authors' code (mhw32/multimodal-vae-public) have them.
+
+For CelebA (figure 8) 64x64 pixels become 256 channels of 5x5, for MultiMNIST (figure 7) 50x50 become 256 of 2x2, and
+for FashionMNIST (figure 6, whose 6152 features are 128·7·7 = 6272) 28x28 become 128 of 7x7.
+"""
 
 
 def mlp(sizes: tuple[int, ...], last_activation: bool = True, norm: bool = False) -> nn.Sequential:
@@ -36,35 +64,44 @@ def mlp(sizes: tuple[int, ...], last_activation: bool = True, norm: bool = False
     return nn.Sequential(*layers)
 
 
-def convolutions(planes: tuple[int, int, int], hidden: tuple[int, ...]) -> nn.Sequential:
-    """(B, C·Y·X) -> (B, hidden[-1]): the mini-DCGAN of MVAE for CelebA (table 1, figure 8), and linear layers.
-
-    Four 4x4 convolutions without biases, with stride 2 and padding 1, the last with stride 1 and none; Swish after
-    each, and an affine normalisation before all but the first Swish, as the parameters of table 1 say. `planes` is
-    (C, Y, X), Y and X multiples of 8 from 32: 64x64 pixels become 256 channels of 5x5.
-    """
+def convolutions(network: str, planes: tuple[int, int, int], hidden: tuple[int, ...]) -> nn.Sequential:
+    """(B, C·Y·X) -> (B, hidden[-1]): the convolutions of that name, and linear layers. `planes` is (C, Y, X)."""
+    *inputs, smallest = _sizes(network, planes)
     layers: list[nn.Module] = [nn.Unflatten(1, planes)]
-    for number, (inputs, outputs) in enumerate(pairwise((planes[0], *CHANNELS))):
-        stride, padding = (1, 0) if outputs == CHANNELS[-1] else (2, 1)
-        layers.append(nn.Conv2d(inputs, outputs, 4, stride, padding, bias=False))
-        layers += [*([nn.GroupNorm(outputs // GROUP, outputs)] if number else []), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Flatten(), mlp((math.prod(_smallest(planes)), *hidden)))
+    for layer, (channels, _, _) in zip(CONVOLUTIONS[network], inputs, strict=True):
+        layers.append(nn.Conv2d(channels, layer.channels, KERNEL, layer.stride, layer.padding, bias=False))
+        layers += [*([_group_norm(layer.channels)] if layer.norm else []), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Flatten(), mlp((math.prod(smallest), *hidden)))
 
 
-def deconvolutions(hidden: tuple[int, ...], planes: tuple[int, int, int]) -> nn.Sequential:
+def deconvolutions(network: str, hidden: tuple[int, ...], planes: tuple[int, int, int]) -> nn.Sequential:
     """(B, hidden[0]) -> (B, C·Y·X), without an activation at the end: the mirror of `convolutions`."""
-    smallest = _smallest(planes)
+    *outputs, smallest = _sizes(network, planes)
     layers: list[nn.Module] = [mlp((*hidden, math.prod(smallest))), nn.Unflatten(1, smallest)]
-    for inputs, outputs in pairwise((*reversed(CHANNELS), planes[0])):
-        stride, padding = (1, 0) if inputs == CHANNELS[-1] else (2, 1)
-        layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False))
-        layers += [nn.GroupNorm(outputs // GROUP, outputs), nn.SiLU()] if outputs != planes[0] else []
+    for layer, output in zip(CONVOLUTIONS[network][::-1], outputs[::-1], strict=True):
+        channels, y, x = output
+        kernel = (layer.mirror(y), layer.mirror(x))
+        layers.append(nn.ConvTranspose2d(layer.channels, channels, kernel, layer.stride, layer.padding, bias=False))
+        if output != planes:
+            layers += [*([_group_norm(channels)] if layer.norm else []), nn.SiLU()]
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def _smallest(planes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(C, Y, X) of the last convolution's output."""
-    return CHANNELS[-1], planes[1] // STRIDES - 3, planes[2] // STRIDES - 3
+def _sizes(network: str, planes: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """(C, Y, X) of a picture, and after each convolution."""
+    sizes = [planes]
+    for layer in CONVOLUTIONS[network]:
+        sizes.append((layer.channels, layer.size(sizes[-1][1]), layer.size(sizes[-1][2])))
+    return sizes
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // GROUP, channels)
+
+
+def as_input(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A batch of values as networks take it: flattened rows in the networks' precision; integers as they are."""
+    return value.flatten(1).to(dtype) if value.is_floating_point() else value
 
 
 class GaussianEncoder(nn.Module):
@@ -79,9 +116,7 @@ class GaussianEncoder(nn.Module):
         self.heads = nn.Linear(features, 2 * latent)
 
     def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        if value.is_floating_point():
-            value = value.flatten(1).to(self.heads.weight.dtype)
-        mu, logvar = self.heads(self.body(value)).chunk(2, dim=1)
+        mu, logvar = self.heads(self.body(as_input(value, self.heads.weight.dtype))).chunk(2, dim=1)
         return mu, logvar
 
 
@@ -101,7 +136,7 @@ class JointEncoder(nn.Module):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         parts = [
-            module(value.flatten(1).to(self.heads.weight.dtype) if value.is_floating_point() else value)
+            module(as_input(value, self.heads.weight.dtype))
             for module, value in zip(self.features, values, strict=True)
         ]
         mu, logvar = self.heads(self.hidden(torch.cat(parts, 1))).chunk(2, dim=1)

@@ -83,11 +83,19 @@ class Model:
         "vaevae-star",
         "svae",
         "svae-star",
+        "cvae",
+        "telbo",
+        "mmvae",
+        "mopoe",
     ] = "mvae"
     """Posterior and objective (the table of systems in README)."""
 
     def __post_init__(self) -> None:
         check(self.latent >= 1, f"model.latent is {self.latent}: choose at least 1")
+
+
+Bound = Literal["stratified", "tight", "linear"]
+Gradient = Literal["dreg", "iwae"]
 
 
 @dataclass(frozen=True)
@@ -112,12 +120,24 @@ class Objective:
     """jmvae: weight of KL(joint || single); 0.01 in MVAE section 5.1, 1 in SVAE eq. 2."""
     mu: float = 0.5
     """bivcca: weight of the first modality's posterior."""
+    switch: float = 0.5
+    """telbo: share of training after which the joint network and the decoders are frozen and the networks of single
+    modalities are fitted."""
+    samples: int = 1
+    """mmvae: K, samples of each component of the mixture."""
+    bound: Bound = "stratified"
+    """mmvae: stratified (eq. 3), tight (eq. 5), or linear in the number of modalities (appendix B)."""
+    gradient: Gradient = "dreg"
+    """mmvae: how the stratified and the tight bound move the encoders: doubly reparametrised as in the paper (eq. 8),
+    or the bound's own gradient (eq. 7)."""
 
     def __post_init__(self) -> None:
         check(self.k >= 0, f"objective.k is {self.k}: choose 0 or more random subsets")
         check(0 <= self.anneal <= 1, f"objective.anneal is {self.anneal}: choose a share of training, 0 to 1")
         check(self.alpha >= 0, f"objective.alpha is {self.alpha}: a weight must not be negative")
         check(0 <= self.mu <= 1, f"objective.mu is {self.mu}: choose a weight from 0 to 1")
+        check(0 <= self.switch <= 1, f"objective.switch is {self.switch}: choose a share of training, 0 to 1")
+        check(self.samples >= 1, f"objective.samples is {self.samples}: choose at least 1")
         check(self.beta >= 0 and self.cross >= 0, "objective.beta and objective.cross must not be negative")
         for name, weight in self.lambda_.items():
             check(weight >= 0, f"objective.lambda.{name} is {weight}: a weight must not be negative")

@@ -14,7 +14,10 @@ def check_data(run: Run) -> Manifest:
     """The manifest of a run's data. Raises UserError where the data does not hold what the run needs."""
     known = metric_names(run, "val")
     if run.train.best not in known:
-        raise UserError(f"train.best: no validation metric {run.train.best!r}" + nearest(run.train.best, known))
+        raise UserError(
+            f"train.best: model.system = {run.model.system} has no validation metric {run.train.best!r}"
+            + nearest(run.train.best, known)
+        )
     manifest = open_manifest(run.data)
     for split in ("train", "val"):
         manifest.split(split)

@@ -19,6 +19,7 @@ from pipeline.batch import empty_batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.plan import joint_plan
+from pipeline.objectives.systems import SYSTEMS
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, Tensor]
@@ -67,7 +68,7 @@ class Engine:
             deepspeed_plugin=Plugin(hf_ds_config=_deepspeed_config(run, world)),
             kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if world.device.type == "cuda" else "gloo")],
         )
-        optimizer = torch.optim.Adam(model.parameters(), lr=run.optim.lr, betas=run.optim.betas, fused=True)
+        optimizer = torch.optim.Adam(_groups(model, run), lr=run.optim.lr, betas=run.optim.betas, fused=True)
         self.module, _ = self.accelerator.prepare(model, optimizer)
         self._adam = optimizer
         if self.accelerator.state.distributed_type != DistributedType.DEEPSPEED or not isinstance(
@@ -86,6 +87,11 @@ class Engine:
     def stage(self) -> int:
         """DeepSpeed's ZeRO stage as it really runs."""
         return int(self.module.zero_optimization_stage())
+
+    def freeze(self, rest: bool) -> None:
+        """Whether the next steps leave all but the experts of single modalities as they are (systems of two stages)."""
+        if len(self._adam.param_groups) > 1:
+            self._adam.param_groups[1]["lr"] = 0.0 if rest else self.run.optim.lr
 
     def step(self, losses: list[Tensor]) -> None:
         """Backward through each micro-batch's loss, one optimizer step, gradients zeroed."""
@@ -117,6 +123,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         result: State = {}
+        self._link_moments()
         masters = self._masters() if self.stage == 0 else {}
         moments = MOMENTS if self.module.global_steps else ()
         for name, parameter in self._named():
@@ -134,6 +141,14 @@ class Engine:
         result["step"] = torch.as_tensor(step).detach().float().cpu().clone().reshape(1)
         return result
 
+    def _link_moments(self) -> None:
+        """ZeRO 1 and 2 link parameters to their moments once the first group has taken its first step, when the other
+        groups have none yet; link them again."""
+        optimizer = self.module.optimizer
+        if self.stage in (1, 2) and len(self._adam.param_groups) > 1 and optimizer._hp_optimizer_states_linked:
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+
     def _restore_optimizer(self, state: State) -> None:
         """Give Adam its moments back. The optimizer has no state before a first step, so one of size 0 is taken."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -144,6 +159,7 @@ class Engine:
         self.step([self._rehearsal() for _ in range(self.run.engine.accumulate)])
         for group, rate in zip(self._adam.param_groups, rates, strict=True):
             group["lr"] = rate
+        self._link_moments()
         masters = self._masters() if self.stage == 0 else {}
         for name, parameter in self._named():
             tensors = [state[f"{kind}.{name}"].to(self.world.device) for kind in ("model", *MOMENTS)]
@@ -168,6 +184,20 @@ class Engine:
         noise = torch.zeros((1, 1, model.latent), device=self.world.device)
         anchor: Tensor = self.module(batch, joint_plan(batch.present_BM, model.family), noise).anchor
         return anchor
+
+
+def _groups(model: MultimodalVAE, run: Run) -> list[dict[str, list[nn.Parameter]]]:
+    """What the optimizer moves; in a system of two stages the experts of single modalities apart from all else.
+
+    A gradient of zero would not do for a frozen parameter: Adam's momentum would move it on. A rate of zero does.
+    """
+    if SYSTEMS[run.model.system].later is None:
+        return [{"params": list(model.parameters())}]
+    first = {id(parameter) for parameter in model.single_experts()}
+    return [
+        {"params": [parameter for parameter in model.parameters() if (id(parameter) in first) == single]}
+        for single in (True, False)
+    ]
 
 
 def _deepspeed_config(run: Run, world: World) -> dict[str, Any]:

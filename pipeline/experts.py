@@ -7,6 +7,7 @@ Z latent dimensions, K samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +41,9 @@ class Gaussian:
         """KL(self || N(0, I)) in nats, summed over Z."""
         return 0.5 * (self.mu.square() + self.logvar.exp() - 1.0 - self.logvar).sum(-1)
 
-    def detach(self) -> Gaussian:
-        return Gaussian(self.mu.detach(), self.logvar.detach())
+    def map(self, function: Callable[[Tensor], Tensor]) -> Gaussian:
+        """With a function of both tensors, such as a selection or `Tensor.detach`."""
+        return Gaussian(function(self.mu), function(self.logvar))
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,40 @@ class Laplace:
         near = scale * torch.exp(-distance / scale)
         return (other.logscale - self.logscale + (near + distance) * against - 1.0).sum(-1)
 
-    def detach(self) -> Laplace:
-        return Laplace(self.mu.detach(), self.logscale.detach())
+    def map(self, function: Callable[[Tensor], Tensor]) -> Laplace:
+        """With a function of both tensors, such as a selection or `Tensor.detach`."""
+        return Laplace(function(self.mu), function(self.logscale))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Σ_t w_t q_t(z) of each row."""
+
+    components: Gaussian | Laplace
+    """q_t: (T, B, Z)."""
+    weight_TB: Tensor
+    """w: sums to 1, or to 0 in a row that has no posterior."""
+
+    @property
+    def mu(self) -> Tensor:
+        """The mean: (B, Z)."""
+        return torch.einsum("tb,tbz->bz", self.weight_TB, self.components.mu)
+
+    @property
+    def noise(self) -> int:
+        """Normal numbers that a sample takes: one for each latent dimension, and one that draws the component."""
+        return self.components.mu.shape[-1] + 1
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """(K, B, Z) from noise (K, B, Z + 1); not differentiable with respect to the weights."""
+        uniform_KB = torch.special.ndtr(noise[..., -1])
+        drawn_KB = (uniform_KB[:, None] >= self.weight_TB.cumsum(0)).sum(1).clamp_max(len(self.weight_TB) - 1)
+        index = drawn_KB[..., None].expand(*drawn_KB.shape, self.components.mu.shape[-1])
+        return self.components.map(lambda tensor: tensor.gather(0, index)).sample(noise[..., :-1])
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats of z (K, B, Z): (K, B)."""
+        return mixture_log_prob(self.components.log_prob(z[:, None]), self.weight_TB, 1)
 
 
 def product(weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior_TB: Tensor | float = 1.0) -> Gaussian:

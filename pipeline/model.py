@@ -1,12 +1,11 @@
 """MultimodalVAE: encode everything once, fuse all terms, decode everything once.
 
-Shape legend: T terms, B rows, M modalities, Z latent dimensions, P pairs (term, row).
+Shape legend: T terms, B rows, M modalities, E experts, Z latent dimensions, P pairs of terms, K samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import reduce
 
 import numpy as np
@@ -14,29 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from modalities import Modality
-from modalities.networks import JointEncoder
+from modalities.networks import JointEncoder, as_input
 from pipeline.batch import Batch
-from pipeline.experts import Gaussian, product
+from pipeline.experts import Gaussian, Laplace, Mixture
 from pipeline.objectives.plan import Plan
-from pipeline.posteriors import Expert, Posterior, Products, Recipe
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What every term says of every row, in nats, float32, unweighted."""
-
-    log_likelihood_TBM: Tensor
-    """log p(x_m | z_tb) where the term reconstructs modality m of the row, else 0."""
-    kl_TB: Tensor
-    """KL(q(z | A_tb) || p(z)); 0 where the term sees nothing."""
-    kl_PB: Tensor
-    """KL(q_t || q_s) of the pairs of terms that were asked for."""
-    anchor: Tensor
-    """A zero that every parameter leads to, also those that no row of this rank needed."""
+from pipeline.posteriors import Distribution, Expert, Posterior, Products, Recipe, log_scale
+from pipeline.scores import Densities, Scores
+from pipeline.stacking import Bank, Ragged, scattered
 
 
 class MultimodalVAE(nn.Module):
-    """Experts and one decoder per modality around one latent space with prior N(0, I)."""
+    """Experts and one decoder per modality around one latent space.
+
+    The prior is N(0, I), or where the family says so a Laplace distribution with a scale that is learnt. Networks of
+    modalities that are alike run as one (`Stacked`); then one entry of `encoders` or `decoders` holds several.
+    """
 
     def __init__(self, modalities: Mapping[str, Modality], latent: int, family: Posterior | None = None) -> None:
         """`family` says how posteriors are made of experts; MVAE's product with the prior where it is not given."""
@@ -44,87 +35,163 @@ class MultimodalVAE(nn.Module):
         self.modalities = dict(modalities)
         self.latent = latent
         self.family = family or Products(list(modalities), prior=True)
-        self.encoders = nn.ModuleDict({expert.name: self._network(expert) for expert in self.family.experts})
-        self.decoders = nn.ModuleDict({name: m.decoder(latent) for name, m in self.modalities.items()})
+        features = {name: self.modalities[name].features() for name in self.family.conditions}
+        width = latent + sum(outputs for _, outputs in features.values())
+        self.generated = [name for name in modalities if name not in features]
+        self._experts = {expert.name: expert for expert in self.family.experts}
+        self._order = {name: number for number, name in enumerate(self._experts)}
+        self.encoders = Bank(
+            {name: self._encoder(expert) for name, expert in self._experts.items()},
+            {name: tuple(self.modalities[m] for m in expert.inputs) for name, expert in self._experts.items()},
+        )
+        self.decoders = Bank(
+            {name: self.modalities[name].decoder(width) for name in self.generated},
+            {name: self.modalities[name] for name in self.generated},
+        )
+        self.context = nn.ModuleDict({name: network for name, (network, _) in features.items()})
+        self.prior_raw = nn.Parameter(torch.zeros(latent)) if self.family.laplace else None
 
-    def _network(self, expert: Expert) -> nn.Module:
+    def _encoder(self, expert: Expert) -> nn.Module:
         if len(expert.inputs) == 1:
             return self.modalities[expert.inputs[0]].encoder(self.latent)
         return JointEncoder([self.modalities[name].features() for name in expert.inputs], self.latent)
 
+    def single_experts(self) -> Iterator[nn.Parameter]:
+        """The parameters of the experts that look at one modality alone."""
+        for names, network in self.encoders.entries():
+            if len(self._experts[names[0]].inputs) == 1:
+                yield from network.parameters()
+
+    def prior(self, device: torch.device) -> Distribution:
+        """p(z): (1, Z)."""
+        nothing = torch.zeros(1, self.latent, device=device)
+        if self.prior_raw is None:
+            return Gaussian(nothing, nothing)
+        return Laplace(nothing, log_scale(self.prior_raw.float())[None])
+
     def encode_all(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Every expert once: (mean times precision_EBZ, precision_EBZ, anchor); zeros where an input is absent."""
-        device = batch.row_B.device
-        weighted_means, precisions = [], []
-        anchor = torch.zeros((), device=device)
-        for expert in self.family.experts:
-            rows, inputs = _rows_with(batch, expert.inputs)
-            mu, raw = (part.float() for part in self.encoders[expert.name](*inputs))
-            weighted, precision = self.family.natural(mu, raw)
-            if len(rows) == len(batch):
-                weighted_means.append(weighted)
-                precisions.append(precision)
-                continue
-            empty = torch.zeros((len(batch), self.latent), device=device)
-            if len(rows):
-                index = torch.from_numpy(rows).to(device, non_blocking=True)
-                weighted_means.append(empty.index_copy(0, index, weighted))
-                precisions.append(empty.index_copy(0, index, precision))
-            else:  # the network ran on one zero row; nothing of it may count, not even a NaN
+        """Every expert once: what the family sums up of each, two (E, B, Z), and the anchor.
+
+        Zeros where an input is absent.
+        """
+        anchor = torch.zeros((), device=batch.row_B.device)
+        means, raws, places = [], [], []
+        for names, network in self.encoders.entries():
+            seen = [_rows_with(batch, self._experts[name].inputs) for name in names]
+            ragged = Ragged([len(rows) for rows, _ in seen])
+            outputs = network(*ragged.padded([values for _, values in seen]))
+            mu, raw = (ragged.flat(output.float()) for output in outputs)
+            if not ragged.total:  # the network ran on zero rows; nothing of it may count, not even a NaN
                 anchor = anchor + _nothing(mu) + _nothing(raw)
-                weighted_means.append(empty)
-                precisions.append(empty)
-        return torch.stack(weighted_means), torch.stack(precisions), anchor
+                continue
+            means.append(mu)
+            raws.append(raw)
+            places += [self._order[name] * len(batch) + rows for name, (rows, _) in zip(names, seen, strict=True)]
+        shape = (len(self._order), len(batch), self.latent)
+        if not means:
+            nothing = torch.zeros(shape, device=anchor.device)
+            return nothing, nothing, anchor
+        sums = self.family.natural(torch.cat(means), torch.cat(raws))
+        weighted, precision = (
+            scattered(part, np.concatenate(places), shape[0] * shape[1]).view(shape) for part in sums
+        )
+        return weighted, precision, anchor
 
     def decode_all(self, batch: Batch, z_TBZ: Tensor, wanted_TBM: np.ndarray) -> tuple[Tensor, Tensor]:
         """Every decoder once, on the pairs (t, b) that want its modality: (log_likelihood_TBM, anchor)."""
         terms, rows, _ = z_TBZ.shape
+        columns = {name: column for column, name in enumerate(self.modalities)}
         z_flat = z_TBZ.reshape(terms * rows, self.latent)
-        anchor = torch.zeros((), device=z_TBZ.device)
-        columns = []
-        for column, (name, modality) in enumerate(self.modalities.items()):
-            pairs = np.flatnonzero(wanted_TBM[:, :, column])
-            nothing = torch.zeros(terms * rows, device=z_TBZ.device)
-            precision = next(self.decoders[name].parameters()).dtype
-            if not len(pairs):
-                anchor = anchor + _nothing(self.decoders[name](torch.zeros_like(z_flat[:1], dtype=precision)))
-                columns.append(nothing)
+        context, anchor = self._context(batch)
+        scores, places = [], []
+        for names, decoder in self.decoders.entries():
+            pairs = [np.flatnonzero(wanted_TBM[:, :, columns[name]]) for name in names]
+            ragged = Ragged([len(some) for some in pairs])
+            index = _on(ragged.index(pairs), z_flat.device)
+            z = z_flat.index_select(0, index.flatten())
+            if context is not None:
+                z = torch.cat([z, context.index_select(0, index.flatten() % rows)], 1)
+            z = z.to(next(decoder.parameters()).dtype)
+            parameters = ragged.flat(decoder(z.view(*index.shape, -1)))
+            if not ragged.total:
+                anchor = anchor + _nothing(parameters)
                 continue
-            place = np.zeros(rows, np.int64)  # where a row's value lies among the compacted values
-            place[batch.rows_of[name]] = np.arange(len(batch.rows_of[name]))
-            index = torch.from_numpy(pairs).to(z_flat.device, non_blocking=True)
-            value_index = torch.from_numpy(place[pairs % rows]).to(z_flat.device, non_blocking=True)
-            parameters = self.decoders[name](z_flat.index_select(0, index).to(precision))
-            scored = modality.log_likelihood(parameters, batch.values[name].index_select(0, value_index))
-            columns.append(nothing.index_copy(0, index, scored))
-        return torch.stack(columns, 1).view(terms, rows, -1), anchor
+            values = torch.cat([_values(batch, name, some % rows) for name, some in zip(names, pairs, strict=True)])
+            scores.append(self.modalities[names[0]].log_likelihood(parameters, values))
+            places += [columns[name] * terms * rows + some for name, some in zip(names, pairs, strict=True)]
+        if not scores:
+            return torch.zeros((terms, rows, len(columns)), device=z_flat.device), anchor
+        flat = scattered(torch.cat(scores), np.concatenate(places), len(columns) * terms * rows)
+        return flat.view(len(columns), terms, rows).permute(1, 2, 0), anchor
 
-    def forward(self, batch: Batch, plan: Plan, noise_TBZ: Tensor) -> Scores:
+    def forward(self, batch: Batch, plan: Plan, noise_TBZ: Tensor) -> Scores | Densities:
         """Score every term of a plan: its posterior, and the likelihood of the modalities that it wants.
 
-        What the plan wants lies within the present modalities; experts that it names have all their inputs.
+        What the plan wants lies within the present modalities; experts that it names have all their inputs. With K
+        samples a term (`plan.sampling`) the noise is (K · T, B, Z).
         """
         weighted, precision, anchor = self.encode_all(batch)
         posterior = self._fused(weighted, precision, plan.recipe)
-        log_likelihood, decoder_anchor = self.decode_all(batch, posterior.sample(noise_TBZ), plan.wanted_TBM)
-        return Scores(log_likelihood, posterior.kl_to_prior(), _kl(posterior, plan.pairs_P2), anchor + decoder_anchor)
+        if self.prior_raw is not None:
+            anchor = anchor + _nothing(self.prior_raw)
+        prior = self.prior(noise_TBZ.device)
+        if plan.sampling is None:
+            likely, decoder_anchor = self.decode_all(batch, posterior.sample(noise_TBZ), plan.wanted_TBM)
+            divergence = posterior.kl_to_prior() if isinstance(posterior, Gaussian) else posterior.kl(prior)  # type: ignore[arg-type]
+            return Scores(likely, divergence, _kl(posterior, plan.pairs_P2), anchor + decoder_anchor)
+        samples, linear = plan.sampling.samples, plan.sampling.bound == "linear"
+        z = posterior.sample(noise_TBZ.view(samples, -1, *noise_TBZ.shape[1:]))
+        decoded = z.view_as(z)
+        wanted = np.tile(plan.decoded_TBM, (samples, 1, 1))
+        likely, decoder_anchor = self.decode_all(batch, decoded.flatten(0, 1), wanted)
+        density = posterior.map(Tensor.detach) if plan.sampling.gradient == "dreg" and not linear else posterior
+        return Densities(
+            likely.unflatten(0, (samples, -1)),
+            prior.log_prob(z),
+            density.log_prob(z[:, :, None]),
+            posterior.log_prob(z.detach()[:, :, None]) if linear else None,
+            z,
+            decoded,
+            anchor + decoder_anchor,
+        )
 
-    def posterior(self, batch: Batch) -> Gaussian:
+    def posterior(self, batch: Batch) -> Distribution | Mixture:
         """q(z | all that is present) of each row: (B, Z)."""
         weighted, precision, _ = self.encode_all(batch)
-        fused = self._fused(weighted, precision, self.family.of(batch.present_BM[None]))
-        return Gaussian(fused.mu[0], fused.logvar[0])
+        seen, weight = self.family.components(batch.present_BM)
+        fused = self._fused(weighted, precision, self.family.of(seen))
+        if len(seen) == 1:
+            return fused.map(lambda tensor: tensor[0])
+        return Mixture(fused, _on(weight, fused.mu.device))
 
-    def _fused(self, weighted_EBZ: Tensor, precision_EBZ: Tensor, recipe: Recipe) -> Gaussian:
-        mask = torch.from_numpy(recipe.mask_TBE).to(precision_EBZ.device, non_blocking=True)
-        prior = torch.from_numpy(recipe.prior_TB).to(precision_EBZ.device, non_blocking=True)
-        return product(weighted_EBZ, precision_EBZ, mask, prior)
+    def _fused(self, weighted_EBZ: Tensor, precision_EBZ: Tensor, recipe: Recipe) -> Distribution:
+        mask, prior = (_on(array, precision_EBZ.device) for array in (recipe.mask_TBE, recipe.prior_TB))
+        return self.family.fuse(weighted_EBZ, precision_EBZ, mask, prior)
 
-    def decode(self, name: str, z_BZ: Tensor) -> Tensor:
-        """The parameters of p(x_name | z), in the form that the modality's own functions take."""
-        precision = next(self.decoders[name].parameters()).dtype
-        parameters: Tensor = self.decoders[name](z_BZ.to(precision))
-        return parameters
+    def _context(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """What decoders see beside z, (B, H) or nothing, and its anchor; zeros where a condition is absent."""
+        anchor, parts = torch.zeros((), device=batch.row_B.device), []
+        for name, network in self.context.items():
+            found = network(as_input(batch.values[name], next(network.parameters()).dtype)).float()
+            if len(batch.rows_of[name]):
+                parts.append(scattered(found, batch.rows_of[name], len(batch)))
+            else:
+                anchor = anchor + _nothing(found)
+                parts.append(torch.zeros((len(batch), found.shape[1]), device=anchor.device))
+        return (torch.cat(parts, 1) if parts else None), anchor
+
+    def decode(self, name: str, z_BZ: Tensor, batch: Batch) -> Tensor:
+        """The parameters of p(x_name | z), in the form that the modality's own functions take.
+
+        Of the batch the decoder sees what the family takes as given beside z.
+        """
+        context, _ = self._context(batch)
+        z = z_BZ if context is None else torch.cat([z_BZ, context], 1)
+        return self.decoders.alone(name, z.to(next(self.decoders.parameters()).dtype))
+
+
+def _on(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[Tensor]]:
@@ -134,15 +201,19 @@ def _rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[T
     rows = reduce(np.intersect1d, [batch.rows_of[name] for name in names])
     if not len(rows):
         return rows, [torch.zeros_like(batch.values[name][:1]) for name in names]
-    places = [torch.from_numpy(np.searchsorted(batch.rows_of[name], rows)) for name in names]
-    return rows, [batch.values[n].index_select(0, p.to(batch.row_B.device)) for n, p in zip(names, places, strict=True)]
+    return rows, [_values(batch, name, rows) for name in names]
 
 
-def _kl(posterior: Gaussian, pairs_P2: np.ndarray) -> Tensor:
+def _values(batch: Batch, name: str, rows: np.ndarray) -> Tensor:
+    """A modality's values of these rows of the batch, all of which have it."""
+    places = np.searchsorted(batch.rows_of[name], rows)
+    return batch.values[name].index_select(0, _on(places, batch.row_B.device))
+
+
+def _kl(posterior: Distribution, pairs_P2: np.ndarray) -> Tensor:
     """KL(q_t || q_s) of each pair (t, s): (P, B)."""
-    one, other = torch.from_numpy(pairs_P2).to(posterior.mu.device).unbind(1)
-    first = Gaussian(posterior.mu[one], posterior.logvar[one])
-    return first.kl(Gaussian(posterior.mu[other], posterior.logvar[other]))
+    one, other = _on(pairs_P2, posterior.mu.device).unbind(1)
+    return posterior.map(lambda tensor: tensor[one]).kl(posterior.map(lambda tensor: tensor[other]))  # type: ignore[arg-type]
 
 
 def _nothing(output: Tensor) -> Tensor:

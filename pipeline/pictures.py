@@ -86,10 +86,13 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
     sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
     subsets = [subset for size in sizes for subset in combinations(names, size)]
     figure, axes = plt.subplots(len(subsets) + 1, len(batch), figsize=(len(batch) * 0.8, (len(subsets) + 1) * 1.05))
-    rows: list[tuple[str, dict[str, np.ndarray]]] = [("data", _whole(batch, run))]
+    whole = _whole(batch, run)
+    rows: list[tuple[str, dict[str, np.ndarray]]] = [("data", whole)]
     for subset in subsets:
-        z = model.posterior(batch.only(frozenset(subset))).mu
-        made = {n: m.mean(model.decode(n, z)).numpy() for n, m in run.modalities.items() if _drawable(m)}
+        shown = batch.only(frozenset(subset))
+        z = model.posterior(shown).mu
+        drawn = {n: m for n, m in run.modalities.items() if _drawable(m) and n in model.generated}
+        made = whole | {n: m.mean(model.decode(n, z, shown)).numpy() for n, m in drawn.items()}
         rows.append(("given " + "+".join(subset), made))
     for line, (title, values) in zip(axes, rows, strict=True):
         for column, axis in enumerate(line):

@@ -6,6 +6,7 @@ E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
+from pipeline.experts import Gaussian, Laplace, product
 
+Distribution = Gaussian | Laplace
 MOST_RAW = 80.0
 """Where exp(-raw) is still a normal number in float32."""
 MANY = 8
@@ -45,26 +48,94 @@ class Posterior(Protocol):
     """A family of posteriors."""
 
     experts: Sequence[Expert]
+    conditions: Sequence[str]
+    """Modalities that are given, never generated: the decoders of the others see them beside z."""
+    laplace: bool
+    """Whether the prior is a Laplace distribution with a scale that is learnt, instead of N(0, I)."""
 
     def of(self, seen_TBM: np.ndarray, leader_T: np.ndarray | None = None) -> Recipe:
         """The posterior of each subset; the prior where it is empty. `leader_T`: see `Substitutes`."""
 
+    def components(self, present_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the posterior of all that a row has is a mixture of: (seen_TBM, weight_TB); mostly one term."""
+
     def natural(self, mu: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """What an expert adds to Σ μ T and to Σ T, from its network's mean and log-variance."""
+        """What an expert adds to the sums of which `fuse` makes posteriors, from what its network gives."""
+
+    def fuse(self, weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior_TB: Tensor) -> Distribution:
+        """The posteriors of a recipe, of what `natural` gave: (T, B, Z)."""
 
 
-class Products:
+class Family:
+    """What most families share: Gaussian experts, added up as products; one posterior per subset; nothing given."""
+
+    experts: Sequence[Expert]
+    conditions: Sequence[str] = ()
+    laplace = False
+
+    def components(self, present_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return present_BM[None], np.ones((1, len(present_BM)), np.float32)
+
+    def natural(self, mu: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """μ T and T = 1 / V."""
+        precision = torch.exp(-raw)
+        return mu * precision, precision
+
+    def fuse(self, weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior_TB: Tensor) -> Distribution:
+        return product(weighted_EBZ, precision_EBZ, mask_TBE, prior_TB)
+
+
+class Products(Family):
     """Products of one expert per modality, with the prior as another expert (MVAE) or without it (VAEVAE (a), VAE)."""
 
     def __init__(self, names: Sequence[str], prior: bool) -> None:
-        self.experts: Sequence[Expert] = [Expert(name, (name,)) for name in names]
+        self.experts = [Expert(name, (name,)) for name in names]
         self._prior = float(prior)
 
     def of(self, seen_TBM: np.ndarray, leader_T: np.ndarray | None = None) -> Recipe:
         return Recipe(seen_TBM, np.full(seen_TBM.shape[:2], self._prior, np.float32))
 
+
+class Mixtures(Products):
+    """Equal mixtures: of each modality's own Gaussian (BiVCCA, MVAE-MoE), or of the products of all subsets (MoPoE).
+
+    The products are without a prior expert (Sutter et al. 2021).
+    """
+
+    def __init__(self, names: Sequence[str], subsets: bool = False) -> None:
+        super().__init__(names, prior=False)
+        if subsets:
+            _refuse_many(names)
+        sizes = range(1, len(names) + 1) if subsets else [1]
+        chosen = [subset for size in sizes for subset in combinations(range(len(names)), size)]
+        self._subsets = np.array([[i in subset for i in range(len(names))] for subset in chosen])
+
+    def components(self, present_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        there = ~(self._subsets[:, None] & ~present_BM[None]).any(2)
+        weight = there / np.maximum(there.sum(0), 1)
+        return self._subsets[:, None] & there[:, :, None], weight.astype(np.float32)
+
+
+class LaplaceMixtures(Mixtures):
+    """MMVAE: equal mixtures of Laplace distributions, whose scales sum to Z, the latent dimensions (section 4.1)."""
+
+    laplace = True
+
     def natural(self, mu: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return _natural(mu, raw)
+        """μ and the logarithm of Z softmax(raw)."""
+        return mu, log_scale(raw)
+
+    def fuse(self, weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior_TB: Tensor) -> Distribution:
+        """Of at most one expert each; where there is none, around 0 with scale 1."""
+        mask = mask_TBE.to(weighted_EBZ.dtype)
+        return Laplace(
+            torch.einsum("tbe,ebz->tbz", mask, weighted_EBZ), torch.einsum("tbe,ebz->tbz", mask, precision_EBZ)
+        )
+
+
+def log_scale(raw: Tensor) -> Tensor:
+    """log(Z softmax(raw)): the scales of the Z latent dimensions sum to Z (MMVAE section 4.1)."""
+    return torch.log_softmax(raw, -1) + math.log(raw.shape[-1])
 
 
 class Quotients(Products):
@@ -88,18 +159,15 @@ class Quotients(Products):
         return mu * (least + excess), excess
 
 
-class Networks:
+class Networks(Family):
     """A network of its own for subsets of several modalities: for all of them (JMVAE) or every one (VAEVAE (b))."""
 
     def __init__(self, names: Sequence[str], every: bool) -> None:
-        if every and len(names) > MANY:
-            raise UserError(
-                f"{len(names)} modalities need {2 ** len(names) - 1:,} networks, one for every subset; at most {MANY} "
-                "modalities are built that way: choose a model.system that is a product of experts"
-            )
+        if every:
+            _refuse_many(names)
         sizes = range(1, len(names) + 1) if every else sorted({1, len(names)})
         subsets = [subset for size in sizes for subset in combinations(range(len(names)), size)]
-        self.experts: Sequence[Expert] = [
+        self.experts = [
             Expert("+".join(names[i] for i in subset), tuple(names[i] for i in subset)) for subset in subsets
         ]
         self._subsets = np.array([[i in subset for i in range(len(names))] for subset in subsets])
@@ -109,11 +177,22 @@ class Networks:
         mask = (seen_TBM[:, :, None, :] == self._subsets).all(3)
         return Recipe(mask, np.zeros(seen_TBM.shape[:2], np.float32))
 
-    def natural(self, mu: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return _natural(mu, raw)
+
+class Conditional(Family):
+    """CVAE: one network of all modalities, of which the first is generated given the others (Sohn et al. 2015).
+
+    Where one of them is not seen, the posterior is the prior N(0, I), from which the first modality is generated.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.experts = [Expert("+".join(names), tuple(names))]
+        self.conditions = tuple(names[1:])
+
+    def of(self, seen_TBM: np.ndarray, leader_T: np.ndarray | None = None) -> Recipe:
+        return Recipe(np.asarray(seen_TBM.all(2, keepdims=True)), np.zeros(seen_TBM.shape[:2], np.float32))
 
 
-class Substitutes:
+class Substitutes(Family):
     """SVAE: products of experts in which one present modality, the leader, stands in for each missing one.
 
     q^i(z|A) ∝ Π_{j in A} q_j(z|x_j) Π_{k not in A} q_k*(z|x_i): M^2 networks, no prior expert (In Defense of
@@ -124,7 +203,7 @@ class Substitutes:
         self._count = len(names)
         singles = [Expert(name, (name,)) for name in names]
         stands = [Expert(f"{name} for {other}", (name,)) for name in names for other in names if name != other]
-        self.experts: Sequence[Expert] = singles + stands
+        self.experts = singles + stands
         self._place = {
             (i, j): len(names) + i * (len(names) - 1) + j - (j > i)
             for i in range(len(names))
@@ -146,10 +225,18 @@ class Substitutes:
             mask[:, :, place] = some & (leader == i) & ~seen_TBM[:, :, j]
         return Recipe(mask, np.zeros((terms, rows), np.float32))
 
-    def natural(self, mu: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return _natural(mu, raw)
+
+def generates(family: Posterior, names: Sequence[str], wanted: str, given: frozenset[str]) -> bool:
+    """Whether a family generates a modality given others: all its conditions, or what it has a posterior for."""
+    if family.conditions:
+        return wanted not in family.conditions and frozenset(family.conditions) <= given
+    seen = np.array([[[name in given for name in names]]])
+    return bool(family.of(family.components(seen[0])[0]).mask_TBE.any())
 
 
-def _natural(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    precision = torch.exp(-logvar)
-    return mu * precision, precision
+def _refuse_many(names: Sequence[str]) -> None:
+    if len(names) > MANY:
+        raise UserError(
+            f"{len(names)} modalities have {2 ** len(names) - 1:,} subsets, and each would be a network or a term of "
+            f"its own; at most {MANY} modalities are built that way: choose a model.system of one expert per modality"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,9 @@ from pipeline.objectives.terms import Terms
 class Window:
     """Sums and counts of this rank since the last point: a point is a mean over rows, never a mean of means."""
 
-    sums: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
+    sums: defaultdict[str, Any] = field(default_factory=lambda: defaultdict(float))
+    """Numbers, or tensors that stay on the device until a point is made."""
+    counts: defaultdict[str, Any] = field(default_factory=lambda: defaultdict(float))
     steps: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -29,8 +30,8 @@ class Window:
         self.steps += 1
         for term in terms:
             for name, value in term.sums.items():
-                self.sums[name] += float(value)  # type: ignore[assignment]
-                self.counts[name] += term.counts[name]  # type: ignore[assignment]
+                self.sums[name] = self.sums[name] + value.double()
+                self.counts[name] = self.counts[name] + term.counts[name].double()
 
     def totals(self, world: World) -> dict[str, list[float]]:
         """{name: [sum, count]} over all ranks. Collective."""
@@ -70,11 +71,11 @@ class Progress:
         saved = checkpoint.meta["progress"]
         window = Window(steps=saved["window_steps"])
         if world.is_main:
-            window.sums = Counter({name: total for name, (total, _) in saved["window"].items()})
-            window.counts = Counter({name: count for name, (_, count) in saved["window"].items()})
+            window.sums.update({name: total for name, (total, _) in saved["window"].items()})
+            window.counts.update({name: count for name, (_, count) in saved["window"].items()})
         else:
-            window.sums = Counter(dict.fromkeys(saved["window"], 0))
-            window.counts = Counter(dict.fromkeys(saved["window"], 0))
+            window.sums.update(dict.fromkeys(saved["window"], 0.0))
+            window.counts.update(dict.fromkeys(saved["window"], 0.0))
         step, loss, best = checkpoint.step, saved["loss"], checkpoint.meta["best"]
         loss = math.nan if loss is None else loss
         return cls(step, loss, saved["metrics"], best, saved["worse"], window, saved=step)

@@ -29,8 +29,7 @@ from pipeline.data import check_data, training_stream
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.model import MultimodalVAE
-from pipeline.noise import normal
-from pipeline.objectives.systems import family_of, plan_of, remark
+from pipeline.objectives.systems import family_of, plan_of, remark, second_stage
 from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
 from pipeline.progress import Progress, agree
@@ -110,6 +109,7 @@ def train(
             if stopping:
                 status = "preempted"
                 break
+            engine.freeze(second_stage(run, step))
             engine.step([term.loss for term in terms])
             progress.step, progress.loss = step + 1, loss
             progress.window.add(terms)
@@ -204,13 +204,12 @@ def _read_ahead(
 def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: int, world: World) -> Terms:
     """Every term of one micro-batch, and its share of the loss."""
     batch = batch.to(world.device)
-    terms = plan_of(run, batch.present_BM, step)
-    count = len(terms.weight_TB)
-    noise = normal(run.seed, "train", batch.row_B, 1 if run.objective.shared_noise else count, model.latent)
-    scores = engine.module(batch, terms, noise.expand(count, -1, -1))
+    plan = plan_of(run, batch.present_BM, step)
+    noise = plan.noise(run.seed, "train", batch.row_B, model.latent, run.objective.shared_noise)
+    scores = engine.module(batch, plan, noise)
     beta = beta_at(run.objective, step, run.train.steps)
     rows = run.train.batch / world.size / run.engine.accumulate
-    return combine(scores, terms, batch, run.weights(), beta, rows)
+    return combine(scores, plan, batch, run.weights(), beta, rows)
 
 
 def _gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], step: int) -> dict[str, float]:

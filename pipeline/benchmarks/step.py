@@ -18,7 +18,6 @@ from pipeline.corpora import prepare
 from pipeline.data import check_data
 from pipeline.engine import Engine
 from pipeline.model import MultimodalVAE
-from pipeline.noise import normal
 from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
 from pipeline.pairing import view
@@ -76,7 +75,7 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
 
 def _loss(module: torch.nn.Module, run: Run, batch: Batch, step: int, rows: int) -> torch.Tensor:
     terms = plan_of(run, batch.present_BM, step)
-    noise = normal(run.seed, "bench", batch.row_B, len(terms.weight_TB), run.model.latent)
+    noise = terms.noise(run.seed, "bench", batch.row_B, run.model.latent)
     scores = module(batch, terms, noise)
     return combine(scores, terms, batch, run.weights(), 1.0, rows).loss
 

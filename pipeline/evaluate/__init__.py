@@ -18,6 +18,7 @@ from pipeline.evaluate.importance import importance_sampled
 from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
+from pipeline.objectives.systems import family_of
 from pipeline.stream import in_order, rows_for_rank
 
 Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], tuple[dict[str, float], dict[str, float]]]
@@ -25,8 +26,9 @@ Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], tuple[dict[str, float
 
 
 def metric_names(run: Run, split: str) -> list[str]:
-    """The metrics that `evaluate` gives for a run's modalities."""
-    names = ["elbo", "kl", *(f"recon.{name}" for name in run.modalities), *accuracy_names(run.modalities)]
+    """The metrics that `evaluate` gives for a run's modalities and system."""
+    made = [name for name in run.modalities if name not in family_of(run).conditions]
+    names = ["elbo", "kl", *(f"recon.{name}" for name in made), *accuracy_names(run)]
     return [f"{split}/{name}" for name in names]
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 import torch
 from torch import nn
 
-from modalities import Label, Modality
+from modalities import Label
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
+from pipeline.objectives.systems import family_of
+from pipeline.posteriors import generates
 
 MOST_SUBSETS = 16
 """With many modalities: the single ones and all together, not the 2^M subsets."""
@@ -30,15 +31,21 @@ def subsets(names: list[str]) -> list[tuple[str, ...]]:
     return [(name,) for name in names] + [tuple(names)]
 
 
-def accuracy_names(modalities: Mapping[str, Modality]) -> list[str]:
-    """All metrics that `label_accuracy` gives for these modalities."""
-    return [metric_name(label, given) for label, given in questions(modalities)]
+def accuracy_names(run: Run) -> list[str]:
+    """All metrics that `label_accuracy` gives for a run."""
+    return [metric_name(label, given) for label, given in questions(run)]
 
 
-def questions(modalities: Mapping[str, Modality]) -> list[tuple[str, tuple[str, ...]]]:
-    """(label, the modalities that it is predicted from) for every label and subset."""
-    labels = [name for name, modality in modalities.items() if isinstance(modality, Label)]
-    return [(label, given) for label in labels for given in subsets([name for name in modalities if name != label])]
+def questions(run: Run) -> list[tuple[str, tuple[str, ...]]]:
+    """(label, the modalities that it is predicted from) for every label and subset that the run's system answers."""
+    family, names = family_of(run), list(run.modalities)
+    asked = [
+        (label, given)
+        for label, modality in run.modalities.items()
+        if isinstance(modality, Label)
+        for given in subsets([name for name in names if name != label])
+    ]
+    return [(label, given) for label, given in asked if generates(family, names, label, frozenset(given))]
 
 
 def label_accuracy(
@@ -52,13 +59,14 @@ def label_accuracy(
     counts: dict[str, float] = {}
     names = list(model.modalities)
     counted = (batch.weight_B > 0).cpu().numpy()
-    for label, given in questions(model.modalities):
+    for label, given in questions(run):
         truth = torch.zeros(len(batch), dtype=torch.int64, device=batch.row_B.device)
         rows = batch.rows_of[label]
         if len(rows):
             truth[torch.from_numpy(rows).to(truth.device)] = batch.values[label]
         wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1) & counted
-        predicted = model.decode(label, model.posterior(batch.only(frozenset(given))).mu).argmax(1)
+        shown = batch.only(frozenset(given))
+        predicted = model.decode(label, model.posterior(shown).mu, shown).argmax(1)
         right = (predicted == truth).cpu().numpy() & wanted
         name = metric_name(label, given)
         sums[name], counts[name] = float(np.sum(right)), float(np.sum(wanted))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.batch import Batch
 from pipeline.config import Run
-from pipeline.experts import Gaussian
+from pipeline.experts import Mixture
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
 
@@ -101,18 +101,11 @@ def importance_sampled(
     """Sums and counts of `log_p/…` and `log_weight_variance/…` over rows that have what is asked for.
 
     Each modality from its own posterior, all of them from the joint one (`log_p/all`), and with at most MANY modalities
-    each given each other (`log_p/X_given_Y`), p(y) being estimated from five times as many samples of the prior.
+    each given each other (`log_p/X_given_Y`), p(y) being estimated from five times as many samples of the prior. A
+    model with conditions has a likelihood of what it generates given these, and no other.
     """
-    names = list(model.modalities)
-    asked = {name: frozenset([name]) for name in names} | {"all": frozenset(names)}
-    estimates = {name: log_likelihood(model, batch, them, them, samples, run.seed) for name, them in asked.items()}
-    for given in names if 1 < len(names) <= MANY else ():
-        marginal = _from_prior(model, batch, asked[given], 5 * samples, run.seed)  # the same whatever is wanted
-        for wanted in (name for name in names if name != given):
-            joint = log_likelihood(model, batch, asked[wanted] | asked[given], asked[given], samples, run.seed)
-            estimates[f"{wanted}_given_{given}"] = _given(joint, marginal)
     sums, counts = {}, {}
-    for name, estimate in estimates.items():
+    for name, estimate in _estimates(model, batch, samples, run.seed).items():
         there = ~estimate.log_p_B.isnan()
         for metric, values in (("log_p", estimate.log_p_B), ("log_weight_variance", estimate.variance_B)):
             if metric == "log_p" or samples > 1:
@@ -120,17 +113,34 @@ def importance_sampled(
     return sums, counts
 
 
+def _estimates(model: MultimodalVAE, batch: Batch, samples: int, seed: int) -> dict[str, Estimate]:
+    names = list(model.modalities)
+    if model.family.conditions:
+        (first,), everything = model.generated, frozenset(names)
+        title = "_".join([first, "given", *model.family.conditions])
+        return {title: log_likelihood(model, batch, frozenset([first]), everything, samples, seed)}
+    asked = {name: frozenset([name]) for name in names} | {"all": frozenset(names)}
+    estimates = {name: log_likelihood(model, batch, them, them, samples, seed) for name, them in asked.items()}
+    for given in names if 1 < len(names) <= MANY else ():
+        marginal = _from_prior(model, batch, asked[given], 5 * samples, seed)  # the same whatever is wanted
+        for wanted in (name for name in names if name != given):
+            joint = log_likelihood(model, batch, asked[wanted] | asked[given], asked[given], samples, seed)
+            estimates[f"{wanted}_given_{given}"] = _given(joint, marginal)
+    return estimates
+
+
 def _log_weights(
     model: MultimodalVAE, batch: Batch, wanted: frozenset[str], given: frozenset[str], samples: int, seed: int
 ) -> Iterator[Tensor]:
     """log p(x_wanted | z) + log p(z) - log q(z | x_given), some samples at a time: (k, B)."""
     device = batch.row_B.device
-    prior = Gaussian(torch.zeros(len(batch), model.latent, device=device), torch.zeros(1, model.latent, device=device))
+    prior = model.prior(device).map(lambda tensor: tensor.expand(len(batch), -1))
     posterior = model.posterior(batch.only(given)) if given else prior
-    asked = np.array([name in wanted for name in batch.values]) & batch.present_BM
+    width = posterior.noise if isinstance(posterior, Mixture) else model.latent
+    asked = np.array([name in wanted and name in model.generated for name in batch.values]) & batch.present_BM
     for part in range(-(-samples // PART)):
         count = min(PART, samples - part * PART)
-        noise = normal(seed, f"importance {part}", batch.row_B, PART, model.latent)[:count]
+        noise = normal(seed, f"importance {part}", batch.row_B, PART, width)[:count]
         z = posterior.sample(noise)
         log_likelihood_KBM, _ = model.decode_all(batch, z, np.broadcast_to(asked, (count, *asked.shape)))
         yield log_likelihood_KBM.sum(2) + prior.log_prob(z) - posterior.log_prob(z)

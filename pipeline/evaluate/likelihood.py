@@ -7,7 +7,6 @@ from torch import nn
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
-from pipeline.noise import normal
 from pipeline.objectives.systems import joint_of
 from pipeline.objectives.terms import metrics
 
@@ -15,7 +14,7 @@ from pipeline.objectives.terms import metrics
 def elbo(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
     """Sums and counts of `elbo`, `kl` and `recon.MODALITY`. The noise hangs on the row, so ranks do not matter."""
     plan = joint_of(run, batch.present_BM)
-    noise = normal(run.seed, "evaluate", batch.row_B, len(plan.weight_TB), model.latent)
+    noise = plan.noise(run.seed, "evaluate", batch.row_B, model.latent)
     scores = module(batch, plan, noise)
     sums, counts = metrics(scores, plan, batch)
-    return {name: float(value) for name, value in sums.items()}, counts
+    return {name: float(value) for name, value in sums.items()}, {name: float(n) for name, n in counts.items()}

@@ -63,6 +63,37 @@ def jmvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior, se
     )
 
 
+def cvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+    """CVAE (Sohn et al. 2015): E_q(z|X)[log p(x_1 | z, the others)] - KL(q(z|X) || p), on complete rows only."""
+    return cvae_joint(present_BM, objective, posterior)
+
+
+def cvae_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
+    """The same: its bound is one on log p(x_1 | the others), nothing else."""
+    whole = np.asarray(present_BM.all(1))
+    seen = np.broadcast_to(whole[:, None], present_BM.shape)[None]
+    target = np.zeros(seen.shape, np.float32)
+    target[0, :, 0] = whole
+    return Plan(seen, posterior.of(seen), target, whole[None].astype(np.float32))
+
+
+def telbo_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+    """TELBO's first stage (Vedantam et al. 2018): the joint ELBO, on complete rows only."""
+    whole = np.asarray(present_BM.all(1))
+    seen = np.broadcast_to(whole[:, None], present_BM.shape)[None]
+    return Plan(seen, posterior.of(seen), seen.astype(np.float32), whole[None].astype(np.float32))
+
+
+def telbo_singles(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+    """TELBO's second stage: each modality's own ELBO, while the joint network and the decoders stay as they are.
+
+    Rows need not be complete any more. No term is a row's joint ELBO.
+    """
+    seen = np.eye(present_BM.shape[1], dtype=bool)[:, None, :] & present_BM[None]
+    weight = seen.any(2).astype(np.float32)
+    return Plan(seen, posterior.of(seen), seen.astype(np.float32), weight, joint_TB=np.zeros_like(weight))
+
+
 def tied(
     present_BM: np.ndarray,
     objective: Objective,
@@ -104,5 +135,5 @@ def tied(
     joint = (whole / np.maximum(whole.sum(0), 1)).astype(np.float32)
     return Plan(
         seen, recipe, targets(seen, present_BM, objective), weight, prior, np.array(pairs).reshape(-1, 2),
-        np.array(pair_weight, np.float32).reshape(-1, rows), joint,
+        np.array(pair_weight, np.float32).reshape(-1, rows), joint_TB=joint,
     )  # fmt: skip

@@ -8,17 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
+from pipeline.config import Bound, Gradient
+from pipeline.noise import normal
 from pipeline.posteriors import Posterior, Recipe
 
 NO_PAIRS = np.empty((0, 2), np.int64)
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a bound is made of samples, where terms are the components of a mixture (`sampled.py`)."""
+
+    samples: int
+    """K, of each component."""
+    bound: Bound
+    gradient: Gradient
+
+
+@dataclass(frozen=True)
 class Plan:
     """The terms of a batch, known before any network runs.
 
-    The objective of a row is Σ_t w_t (Σ_m λ_m ρ_tm log p(x_m|z_t) - β KL(q_t || p)) - β Σ_(t,s) v_ts KL(q_t || q_s).
+    The objective of a row is Σ_t w_t (Σ_m λ_m ρ_tm log p(x_m|z_t) - β KL(q_t || p)) - β Σ_(t,s) v_ts KL(q_t || q_s), or
+    with `sampling` a bound for the mixture Σ_t w_t q_t.
     """
 
     seen_TBM: np.ndarray
@@ -35,15 +49,26 @@ class Plan:
     """Terms (t, s) whose KL(q_t || q_s) is part of the objective."""
     pair_PB: np.ndarray | None = None
     """v: its weight for each row."""
-
+    sampling: Sampling | None = None
     joint_TB: np.ndarray | None = None
     """How much of each term goes into a row's joint ELBO, for the metrics; not given: term 0 is that ELBO."""
 
     @property
     def wanted_TBM(self) -> np.ndarray:
-        """Boolean: what has to be decoded (D_tb)."""
+        """Boolean: what is reconstructed (D_tb)."""
         wanted: np.ndarray = (self.target_TBM > 0) & (self.weight_TB > 0)[:, :, None]
         return wanted
+
+    @property
+    def decoded_TBM(self) -> np.ndarray:
+        """Boolean: what has to be decoded; for the linear bound each modality from its own samples only."""
+        return self.wanted_TBM & self.seen_TBM if self.sampling and self.sampling.bound == "linear" else self.wanted_TBM
+
+    def noise(self, seed: int, purpose: str, row_B: Tensor, latent: int, shared: bool = False) -> Tensor:
+        """Noise of every term, (T, B, Z), or of its K samples, (K · T, B, Z); with `shared` all terms have the same."""
+        samples, terms = self.sampling.samples if self.sampling else 1, len(self.weight_TB)
+        drawn = normal(seed, purpose, row_B, samples * (1 if shared else terms), latent)
+        return drawn.repeat_interleave(terms, 0) if shared else drawn
 
 
 def joint_plan(present_BM: np.ndarray, posterior: Posterior) -> Plan:

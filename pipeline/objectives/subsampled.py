@@ -23,7 +23,7 @@ def random_subsets(count: int, modalities: int, seed: int, step: int) -> np.ndar
     return subsets
 
 
-def _subsets(modalities: int, objective: Objective, seed: int, step: int) -> np.ndarray:
+def drawn_subsets(modalities: int, objective: Objective, seed: int, step: int) -> np.ndarray:
     """(1 + M + k, M): all modalities, every single one, k random subsets."""
     drawn = random_subsets(objective.k, modalities, seed, step)
     return np.concatenate([np.ones((1, modalities), bool), np.eye(modalities, dtype=bool), drawn])
@@ -36,38 +36,11 @@ def subsampled(present_BM: np.ndarray, objective: Objective, posterior: Posterio
     one modality is its joint term and counts once; random subsets that repeat another count again, as in the paper's
     sum. With `cross` > 0 a term also reconstructs, with that weight, the present modalities that it did not see.
     """
-    seen, weight = _cut(_subsets(present_BM.shape[1], objective, seed, step), present_BM)
+    seen, weight = cut(drawn_subsets(present_BM.shape[1], objective, seed, step), present_BM)
     return Plan(seen, posterior.of(seen), targets(seen, present_BM, objective), weight)
 
 
-def mixtures(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
-    """The same terms with a mixture of the experts as posterior, 1/|A| each (MMVAE appendix E, "MVAE-MoE").
-
-    E over the mixture is the mean over its members, and KL(mixture || p), which has no closed form, is replaced by the
-    mean of the members' (convexity: the objective stays a lower bound). So all terms that a member is part of share one
-    sample of it: what it reconstructs, and its KL, weigh Σ 1/|A| over these terms.
-    """
-    return _mixed(_subsets(present_BM.shape[1], objective, seed, step), present_BM, objective, posterior)
-
-
-def mixture_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
-    """The bound of the mixture of all that a row has."""
-    return _mixed(np.ones((1, present_BM.shape[1]), bool), present_BM, objective, posterior)
-
-
-def _mixed(subsets: np.ndarray, present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
-    modalities = present_BM.shape[1]
-    seen, weight = _cut(subsets, present_BM)
-    share_SBM = seen * (weight / np.maximum(seen.sum(2), 1))[:, :, None]  # of each member in each term
-    weight_TB = share_SBM.sum(0).T.astype(np.float32)
-    reconstructed = targets(seen, present_BM, objective)
-    target = np.einsum("sbt,sbm->tbm", share_SBM, reconstructed) / np.maximum(weight_TB, 1e-12)[:, :, None]
-    alone = np.eye(modalities, dtype=bool)[:, None, :] & present_BM[None]
-    joint = (present_BM / np.maximum(present_BM.sum(1, keepdims=True), 1)).T.astype(np.float32)
-    return Plan(alone, posterior.of(alone), target.astype(np.float32), weight_TB, joint_TB=joint)
-
-
-def _cut(subsets: np.ndarray, present_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cut(subsets: np.ndarray, present_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each subset cut down to what each row has, and its weight; `subsets` are all, every single one, any others."""
     modalities = present_BM.shape[1]
     seen: np.ndarray = subsets[:, None, :] & present_BM[None]

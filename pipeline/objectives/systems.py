@@ -13,6 +13,10 @@
 | vaevae-star | a network for every subset | SVAE's loss |
 | svae | product in which present modalities stand in for missing ones | SVAE's loss (eq. 7-10, D.28-D.37) |
 | svae-star | the same | VAEVAE's loss |
+| cvae | one network of all | conditional ELBO of the first modality given the others (Sohn et al. 2015) |
+| telbo | a joint network, and one per modality | joint ELBO, then single ELBOs (Vedantam et al. 2018) |
+| mmvae | mixture of Laplace experts | bound by samples, objective.bound (Shi et al. 2019, eq. 3, 5) |
+| mopoe | mixture of the products of all subsets | ELBO (Sutter et al. 2021) |
 
 MVAE19 is mvae with every attribute as a modality of its own.
 """
@@ -27,10 +31,32 @@ import numpy as np
 
 from infra.errors import UserError
 from pipeline.config import Objective, Run
-from pipeline.objectives.paired import bivcca, bivcca_joint, jmvae, joint_only, tied
+from pipeline.objectives.mixed import mixture_joint, mixtures, mopoe, mopoe_joint
+from pipeline.objectives.paired import (
+    bivcca,
+    bivcca_joint,
+    cvae,
+    cvae_joint,
+    jmvae,
+    joint_only,
+    telbo_joint,
+    telbo_singles,
+    tied,
+)
 from pipeline.objectives.plan import Plan, joint_plan
-from pipeline.objectives.subsampled import mixture_joint, mixtures, subsampled
-from pipeline.posteriors import Networks, Posterior, Products, Quotients, Substitutes
+from pipeline.objectives.sampled import mmvae, mmvae_joint
+from pipeline.objectives.subsampled import subsampled
+from pipeline.posteriors import (
+    MANY,
+    Conditional,
+    LaplaceMixtures,
+    Mixtures,
+    Networks,
+    Posterior,
+    Products,
+    Quotients,
+    Substitutes,
+)
 
 Planner = Callable[[np.ndarray, Objective, Posterior, int, int], Plan]
 """(present_BM, objective, posterior, seed, step) -> the terms of a batch."""
@@ -49,6 +75,8 @@ class System:
     """The terms of the joint ELBO, for evaluation."""
     whole_rows: bool = False
     """Whether it learns from rows that have all modalities only."""
+    later: Planner | None = None
+    """The terms after `objective.switch` of training, when all but the experts of single modalities are frozen."""
 
 
 def _tied(singles_of_pairs: bool, leaders: bool) -> Planner:
@@ -60,16 +88,22 @@ def _tied(singles_of_pairs: bool, leaders: bool) -> Planner:
 
 SYSTEMS: dict[str, System] = {
     "vae": System(lambda names: Products(names, prior=False), joint_only, (1, 1)),
-    "bivcca": System(lambda names: Products(names, prior=False), bivcca, (2, 64), bivcca_joint),
+    "bivcca": System(Mixtures, bivcca, (2, 64), bivcca_joint),
     "jmvae": System(lambda names: Networks(names, every=False), jmvae, (2, 64), whole_rows=True),
     "mvae": System(lambda names: Products(names, prior=True), subsampled),
-    "mvae-moe": System(lambda names: Products(names, prior=False), mixtures, joint=mixture_joint),
+    "mvae-moe": System(Mixtures, mixtures, joint=mixture_joint),
     "mvae-q": System(Quotients, subsampled),
     "vaevae-a": System(lambda names: Products(names, prior=False), _tied(False, False), (2, 6)),
     "vaevae-b": System(lambda names: Networks(names, every=True), _tied(False, False), (2, 6)),
     "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6)),
     "svae": System(Substitutes, _tied(True, True), (2, 6)),
     "svae-star": System(Substitutes, _tied(False, True), (2, 6)),
+    "cvae": System(Conditional, cvae, (2, 64), cvae_joint, whole_rows=True),
+    "telbo": System(
+        lambda names: Networks(names, every=False), telbo_joint, (2, 64), whole_rows=True, later=telbo_singles
+    ),
+    "mmvae": System(LaplaceMixtures, mmvae, joint=mmvae_joint),
+    "mopoe": System(lambda names: Mixtures(names, subsets=True), mopoe, (1, MANY), mopoe_joint),
 }
 """By name, as model.system takes it."""
 
@@ -92,7 +126,13 @@ def family_of(run: Run) -> Posterior:
 def plan_of(run: Run, present_BM: np.ndarray, step: int) -> Plan:
     """The terms of a batch in one step of a run."""
     system, family = _built(run.model.system, tuple(run.modalities))
-    return system.plan(present_BM, run.objective, family, run.seed, step)
+    planner = system.later if system.later and second_stage(run, step) else system.plan
+    return planner(present_BM, run.objective, family, run.seed, step)
+
+
+def second_stage(run: Run, step: int) -> bool:
+    """Whether all but the experts of single modalities are frozen in this step."""
+    return SYSTEMS[run.model.system].later is not None and step >= run.objective.switch * run.train.steps
 
 
 def joint_of(run: Run, present_BM: np.ndarray) -> Plan:
@@ -103,9 +143,11 @@ def joint_of(run: Run, present_BM: np.ndarray) -> Plan:
 
 def remark(run: Run) -> str:
     """What a user should know of how a run's system takes partial data; "" where there is nothing to say."""
-    if not SYSTEMS[run.model.system].whole_rows:
+    system = SYSTEMS[run.model.system]
+    if not system.whole_rows:
         return ""
+    until = " until objective.switch" if system.later else ""
     return (
-        f"model.system = {run.model.system} learns from rows that have all modalities; other rows weigh nothing "
+        f"model.system = {run.model.system} learns from rows that have all modalities{until}; other rows weigh nothing "
         "(pairing.composition = balanced gives every step some whole ones)"
     )

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pipeline.batch import Batch
 from pipeline.config import Objective
-from pipeline.model import Scores
 from pipeline.objectives.plan import Plan
+from pipeline.objectives.sampled import averaged, bound
+from pipeline.scores import Densities, Scores
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,16 @@ class Terms:
     row_objective_B: Tensor
     """Weighted objective of each row, in nats (before its weight), to find the row that spoils a batch."""
     sums: dict[str, Tensor]
-    counts: dict[str, float]
+    counts: dict[str, Tensor]
 
 
 def combine(
-    scores: Scores, plan: Plan, batch: Batch, lambdas: dict[str, float], beta: float, rows_per_rank: float
+    scores: Scores | Densities,
+    plan: Plan,
+    batch: Batch,
+    lambdas: dict[str, float],
+    beta: float,
+    rows_per_rank: float,
 ) -> Terms:
     """-1/B Σ_b w_b times each row's objective (see `Plan`), B being the rows of the *global* batch.
 
@@ -39,28 +45,41 @@ def combine(
     Metrics are always with λ = β = 1 except `objective`: `elbo` and `kl` of the joint ELBO, `recon.m` over the rows
     that have modality m.
     """
-    device = scores.kl_TB.device
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, torch.float32)
-
-    target_TBM = tensor(plan.target_TBM * np.array([lambdas[name] for name in batch.values]))
-    reconstruction_TB = (target_TBM * scores.log_likelihood_TBM).sum(2)
-    prior_TB = 1.0 if plan.prior_TB is None else tensor(plan.prior_TB)
-    row_objective = (tensor(plan.weight_TB) * (reconstruction_TB - beta * prior_TB * scores.kl_TB)).sum(0)
-    if plan.pair_PB is not None:
-        row_objective = row_objective - beta * (tensor(plan.pair_PB) * scores.kl_PB).sum(0)
+    lambdas_M = np.array([lambdas[name] for name in batch.values], np.float32)
+    score = bound if isinstance(scores, Densities) else _weighted
+    row_objective = score(scores, plan, lambdas_M, beta)  # type: ignore[arg-type]
     # where, not a product: what a row of weight 0 scores counts nothing, not even an infinity
     counted = torch.where(batch.weight_B > 0, row_objective * batch.weight_B, 0.0)
     loss = -counted.sum() / rows_per_rank + scores.anchor
     with torch.no_grad():
         sums, counts = metrics(scores, plan, batch)
-        sums["objective"], counts["objective"] = counted.sum(), counts["elbo"]
+        taken_B = torch.from_numpy((plan.weight_TB > 0).any(0)).to(counted.device) & (batch.weight_B > 0)
+        sums["objective"], counts["objective"] = counted.sum(), taken_B.sum()
     return Terms(loss, row_objective.detach(), sums, counts)
 
 
-def metrics(scores: Scores, plan: Plan, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Sums and counts of each row's joint ELBO with λ = β = 1: `elbo`, `kl` and `recon.MODALITY`, in nats."""
+def _weighted(scores: Scores, plan: Plan, lambdas_M: np.ndarray, beta: float) -> Tensor:
+    """The objective of each row (B,), as `Plan` says it."""
+    device = scores.kl_TB.device
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, torch.float32)
+
+    reconstruction_TB = (tensor(plan.target_TBM * lambdas_M) * scores.log_likelihood_TBM).sum(2)
+    prior_TB = 1.0 if plan.prior_TB is None else tensor(plan.prior_TB)
+    row_objective = (tensor(plan.weight_TB) * (reconstruction_TB - beta * prior_TB * scores.kl_TB)).sum(0)
+    if plan.pair_PB is None:
+        return row_objective
+    return row_objective - beta * (tensor(plan.pair_PB) * scores.kl_PB).sum(0)
+
+
+def metrics(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sums and counts of each row's joint ELBO with λ = β = 1: `elbo`, `kl` and `recon.MODALITY`, in nats.
+
+    They stay on the device, so that a step need not wait for them.
+    """
+    if isinstance(scores, Densities):
+        scores = averaged(scores, plan)
     device, terms = scores.kl_TB.device, 1 if plan.joint_TB is None else len(plan.joint_TB)
     share_TB = plan.weight_TB[:1] if plan.joint_TB is None else plan.joint_TB
     wanted_TBM = plan.wanted_TBM[:terms] & (share_TB > 0)[:, :, None]
@@ -70,11 +89,11 @@ def metrics(scores: Scores, plan: Plan, batch: Batch) -> tuple[dict[str, Tensor]
     recon_M = torch.where(counted_BM, (share[:, :, None] * likely_TBM).sum(0), 0.0).sum(0)
     divergence_TB = torch.where(share > 0, share * scores.kl_TB[:terms], 0.0)
     kl = torch.where(counted_BM.any(1), divergence_TB.sum(0), 0.0).sum()
-    rows = float(counted_BM.any(1).sum())
+    rows = counted_BM.any(1).sum()
     sums = {"elbo": recon_M.sum() - kl, "kl": kl}
     counts = {"elbo": rows, "kl": rows}
-    for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0).tolist(), strict=True):
-        sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, float(present)
+    for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0), strict=True):
+        sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, present
     return sums, counts
 
 

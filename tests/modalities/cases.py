@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributions
 
-from modalities import Attributes, Image, Label, Modality
+from modalities import Attributes, Image, Label, Modality, Text
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -53,6 +53,7 @@ BINARY = Image(height=2, width=2, levels=1, hidden=(8,))
 FULL = Image(height=1, width=2, hidden=(8, 4))
 CLASSES = Label(classes=12, hidden=(8, 4))
 FLAGS = Attributes(count=4, hidden=(8, 4))
+WORDS = Text(vocabulary=5, length=4, embedding=8, hidden=4)
 COLOUR = Image(height=2, width=3, levels=16, hidden=(8, 4), channels=3)
 PNG = replace(SMALL, codec="png")
 COLOUR_PNG = replace(COLOUR, codec="png")
@@ -82,6 +83,22 @@ def bernoulli(parameters: Tensor, value: Tensor) -> Tensor:
 
 def categorical(parameters: Tensor, value: Tensor) -> Tensor:
     return distributions.Categorical(logits=parameters).log_prob(value)
+
+
+def word_by_word(parameters: Tensor, value: Tensor) -> Tensor:
+    """Of one text after the other, and of one token after the other up to the first end."""
+    sums = []
+    for row, tokens in zip(parameters, value.tolist(), strict=True):
+        read = tokens[: tokens.index(0) + 1] if 0 in tokens else tokens
+        places = [distributions.Categorical(logits=row[place]) for place in range(len(read))]
+        sums.append(sum(place.log_prob(torch.tensor(token)) for place, token in zip(places, read, strict=True)))
+    return torch.stack(sums)
+
+
+def all_beginnings() -> Tensor:
+    """Whatever four places may hold up to an end, starts and endless texts among them."""
+    rows = itertools.product(range(5), repeat=4)
+    return torch.tensor([row for row in rows if 0 not in row or not any(row[row.index(0) :])])
 
 
 def all_binary() -> Tensor:
@@ -141,6 +158,26 @@ CASES = {
             npy(np.full(4, 2, np.uint8)), npy(np.zeros(4, np.uint8))[:-1],
         ],
         log_prob=bernoulli, outcomes=lambda: all_binary().flatten(1),
+    ),
+    "text": Case(
+        WORDS, "npy", (4,), np.int64,
+        stored=[
+            np.array([2, 4, 3, 0]), np.array([3, 0, 0, 0], np.uint8), np.zeros(4, np.int16),
+            np.array([2, 2, 0, 0], np.uint64),
+        ],
+        decoded=[np.array([2, 4, 3, 0]), np.array([3, 0, 0, 0]), np.zeros(4), np.array([2, 2, 0, 0])],
+        unfit=[
+            np.array([2, 0, 0]), np.array([[2, 0, 0, 0]]), np.array(0), np.array([2.0, 0, 0, 0]), np.zeros(4, bool),
+            np.array([5, 0, 0, 0]), np.array([-1, 0, 0, 0]), np.array([2, 256, 0, 0]), np.array([1, 2, 3, 0]),
+            np.array([2, 1, 0, 0]), np.array([2, 3, 4, 2]), np.array([2, 0, 3, 0]), np.array([0, 2, 0, 0]),
+        ],
+        garbage=[
+            b"", b"2430", npy(np.zeros(3, np.uint8)), npy(np.zeros(4, np.int64)), npy(np.zeros((1, 4), np.uint8)),
+            npy(np.zeros(4, np.uint8))[:-1], npy(np.array([5, 0, 0, 0], np.uint8)),
+            npy(np.array([2, 1, 0, 0], np.uint8)), npy(np.array([2, 3, 4, 2], np.uint8)),
+            npy(np.array([2, 0, 3, 0], np.uint8)),
+        ],
+        log_prob=word_by_word, outcomes=all_beginnings,
     ),
     "coloured image": Case(
         COLOUR, "npy", (3, 2, 3), np.float32,

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, distributions
 
-from modalities import AnyModality, Attributes, Image, Label
+from modalities import AnyModality, Attributes, Image, Label, Text
 from modalities.networks import parameter_count
-from tests.modalities.cases import CASES, CLASSES, FLAGS, SMALL, Case
+from tests.modalities.cases import CASES, CLASSES, FLAGS, SMALL, WORDS, Case
 
 LATENT = 3
 
@@ -33,7 +33,7 @@ def draw(case: Case, rows: int = 4) -> tuple[Tensor, Tensor]:
 
 def test_every_kind_is_among_the_cases() -> None:
     assert {type(case.modality) for case in CASES.values()} == set(get_args(AnyModality))
-    assert len({modality.kind for modality in (SMALL, CLASSES, FLAGS)}) == 3
+    assert len({modality.kind for modality in (SMALL, CLASSES, FLAGS, WORDS)}) == 4
 
 
 def test_bytes_and_back(case: Case) -> None:
@@ -118,7 +118,7 @@ def test_likelihood_sums_to_one(name: str) -> None:
     parameters, _ = draw(case, rows=3)
     outcomes = case.outcomes()
     for row in parameters:
-        log_p = case.modality.log_likelihood(row.expand(len(outcomes), -1), outcomes)
+        log_p = case.modality.log_likelihood(row.expand(len(outcomes), *row.shape), outcomes)
         assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
@@ -130,6 +130,12 @@ def test_mean_is_a_value(case: Case) -> None:
         assert mean.dtype == torch.int64
         torch.testing.assert_close(mean, distributions.Categorical(logits=parameters).mode)
         assert 0 <= int(mean.min()) <= int(mean.max()) < case.modality.classes
+    elif isinstance(case.modality, Text):
+        assert mean.dtype == torch.int64
+        likeliest = parameters.argmax(2).tolist()
+        for row, tokens in zip(mean.tolist(), likeliest, strict=True):
+            read = tokens.index(0) if 0 in tokens else 4
+            assert row == tokens[:read] + [0] * (4 - read)
     else:
         torch.testing.assert_close(mean.flatten(1), distributions.Bernoulli(logits=parameters).mean)
         assert 0 <= float(mean.min()) <= float(mean.max()) <= 1
@@ -158,6 +164,12 @@ def test_networks_have_the_sizes_of_mvae_table_1(kind: type) -> None:
         (Image, {"height": 2, "width": 2, "codec": "jpg", "quality": 101}, "choose 1 to 100"),
         (Attributes, {"count": 0}, "at least 1"),
         (Attributes, {"count": 3, "hidden": (4, 0)}, "at least one width"),
+        (Image, {"height": 31, "width": 64, "network": "conv"}, "network conv takes pictures from 32 x 32 pixels"),
+        (Image, {"height": 64, "width": 3, "network": "conv-shallow"}, "from 4 x 4 pixels, not 64 x 3: choose"),
+        (Text, {"vocabulary": 2, "length": 4}, "vocabulary is 2 and length 4: choose at least 3"),
+        (Text, {"vocabulary": 3, "length": 1}, "a token and its end"),
+        (Text, {"vocabulary": 3, "length": 2, "hidden": 0}, "at least 1"),
+        (Text, {"vocabulary": 3, "length": 2, "embedding": 0}, "at least 1"),
         (Label, {"classes": 0}, "at least 1"),
         (Label, {"classes": 2, "hidden": ()}, "at least one width"),
     ],
@@ -186,6 +198,6 @@ def test_as_json_and_back(case: Case) -> None:
 def test_json_of_before_there_were_codecs() -> None:
     old = {"height": 2, "width": 3, "levels": 16, "hidden": [8, 4], "kind": "image"}
     assert UNION.validate_python(old) == SMALL
-    for wrong in ({"codec": "gif"}, {"channels": 2}, {"kind": "sound"}):
+    for wrong in ({"codec": "gif"}, {"channels": 2}, {"kind": "sound"}, {"network": "convolved"}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             UNION.validate_python(old | wrong)

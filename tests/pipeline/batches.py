@@ -13,7 +13,6 @@ from modalities import AnyModality, Image, Label, Modality
 from pipeline.batch import Batch
 from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
-from pipeline.noise import normal
 from pipeline.objectives.systems import SYSTEMS
 from pipeline.objectives.terms import Terms, combine
 
@@ -87,12 +86,14 @@ def score(
     seed: int = 0,
     step: int = 0,
     system: str = "mvae",
+    later: bool = False,
 ) -> Terms:
-    """The objective of a batch, put together as training does it."""
-    terms = SYSTEMS[system].plan(batch.present_BM, objective, model.family, seed, step)
-    count = len(terms.weight_TB)
-    noise = normal(seed, "train", batch.row_B, 1 if objective.shared_noise else count, model.latent)
-    scores = model(batch, terms, noise.expand(count, -1, -1))
+    """The objective of a batch, put together as training does it; `later`: in the second stage of a system of two."""
+    planner = SYSTEMS[system].later if later else SYSTEMS[system].plan
+    assert planner is not None
+    terms = planner(batch.present_BM, objective, model.family, seed, step)
+    noise = terms.noise(seed, "train", batch.row_B, model.latent, objective.shared_noise)
+    scores = model(batch, terms, noise)
     lambdas = {name: objective.lambda_.get(name, 1.0) for name in model.modalities}
     return combine(scores, terms, batch, lambdas, beta, rows)
 

@@ -7,6 +7,7 @@ noise has the term's number: the joint one, then smaller subsets in the order of
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ def log_likelihood(modality: Modality, parameters: Tensor, value: Tensor) -> Ten
     return Bernoulli(logits=parameters, validate_args=False).log_prob(value.flatten().double()).sum()
 
 
+def one_row(value: Tensor) -> Tensor:
+    """A batch of one, as feature layers take it."""
+    return value.double().flatten()[None] if value.is_floating_point() else value[None]
+
+
 @dataclass
 class Row:
     """One row under one system."""
@@ -71,7 +77,14 @@ class Row:
 
     def q(self, subset: tuple[int, ...], leader: int = -1) -> Normal:
         """q(z | subset)."""
-        if self.system in ("jmvae", "vaevae-b", "vaevae-star"):  # VAEVAE (b): a network for each
+        if self.system in (
+            "jmvae",
+            "telbo",
+            "telbo, later",
+            "cvae",
+            "vaevae-b",
+            "vaevae-star",
+        ):  # VAEVAE (b): a network for each
             return self.network("+".join(self.names[m] for m in subset), *subset)
         experts = [self.network(self.names[m], m) for m in subset]
         if self.system in ("svae", "svae-star"):  # SVAE eq. 3-5, D.32-D.36
@@ -120,12 +133,45 @@ class Row:
 
     def jmvae(self) -> Tensor:
         """SVAE eq. 2, with the weight α of MVAE section 5.1; rows that lack something cannot be learnt from."""
-        if len(self.present) < self.count:
+        if not self.whole():
             return torch.zeros((), dtype=torch.float64)
         total = self.elbo(self.present, 0)
         for m in self.present:
             total = total - self.objective.alpha * self.kl(self.q(self.present), self.q((m,)))
         return total
+
+    def whole(self) -> bool:
+        return len(self.present) == self.count
+
+    def telbo(self) -> Tensor:
+        """Vedantam et al. 2018: first the joint ELBO alone."""
+        return self.elbo(self.present, 0) if self.whole() else torch.zeros((), dtype=torch.float64)
+
+    def telbo_later(self) -> Tensor:
+        """Then each modality's own; what stays as it is, is up to the optimizer."""
+        return torch.stack([self.elbo((m,), m) for m in self.present]).sum()
+
+    def cvae(self) -> Tensor:
+        """Sohn et al. 2015: E_q(z|x_1, x_2) log p(x_1 | z, x_2) - KL(q || N(0, I))."""
+        if not self.whole():
+            return torch.zeros((), dtype=torch.float64)
+        q = self.q(self.present)
+        given = [self.model.context[self.names[m]](one_row(self.values[m])) for m in self.present[1:]]
+        seen = torch.cat([(q.mean + q.stddev * self.noise_TZ[0])[None], *given], 1)
+        first = self.names[0]
+        parameters = self.model.decoders[first](seen)[0]
+        likely = log_likelihood(self.model.modalities[first], parameters, self.values[0])
+        return self.objective.lambda_.get(first, 1.0) * likely - self.kl(q)
+
+    def mopoe(self) -> Tensor:
+        """Sutter et al. 2021: the mean over the subsets of E_q_S log p(x | z) - KL(q_S || p)."""
+        every = [s for size in range(1, self.count + 1) for s in combinations(range(self.count), size)]
+        parts = [
+            self.recon(self.q(subset), number, self.present) - self.kl(self.q(subset))
+            for number, subset in enumerate(every)
+            if set(subset) <= set(self.present)
+        ]
+        return torch.stack(parts).mean()
 
     def mvae(self) -> Tensor:
         """MVAE eq. 5; the joint and the single term of a row with one modality are one."""
@@ -185,9 +231,10 @@ class Row:
     def joint(self) -> float:
         """The ELBO of all that the row has, λ = β = 1; the mean over the leaders where there are several."""
         row = replace(self, objective=replace(self.objective, lambda_={}, cross=0.0), beta=1.0)
-        if self.system == "bivcca":
-            return row.bivcca().item()
-        if self.system in ("vae", "jmvae") or self.system.startswith("mvae"):
+        own = {"bivcca": row.bivcca, "cvae": row.cvae, "mopoe": row.mopoe}
+        if self.system in own:
+            return own[self.system]().item()
+        if self.system in ("vae", "jmvae", "telbo") or self.system.startswith("mvae"):
             return row.bound(self.present, 0).item()
         led = [(number, leader) for number, (subset, leader) in enumerate(self.led()) if subset == self.present]
         posteriors = [(number, row.q(self.present, leader)) for number, leader in led]
@@ -197,7 +244,10 @@ class Row:
         """The row's objective."""
         if not self.present:
             return torch.zeros((), dtype=torch.float64)
-        own = {"vae": self.vae, "bivcca": self.bivcca, "jmvae": self.jmvae}
+        own = {
+            "vae": self.vae, "bivcca": self.bivcca, "jmvae": self.jmvae, "cvae": self.cvae, "mopoe": self.mopoe,
+            "telbo": self.telbo, "telbo, later": self.telbo_later,
+        }  # fmt: skip
         return own.get(self.system, self.mvae if self.system.startswith("mvae") else self.tied)()
 
 

@@ -150,7 +150,7 @@ def test_weights_name_every_modality() -> None:
         ({"modalities.image.levels": 300}, ["modalities.image:", "levels is 300"]),
         ({"modalities.label.classes": "many"}, ["modalities.label.classes:", "integer", "'many'"]),
         ({"modalities.image.hidden": "64"}, ["modalities.image.hidden:", "tuple", "'64'"]),
-        ({"modalities.image.kind": "text"}, ["modalities.image", "'image'"]),
+        ({"modalities.image.kind": "sound"}, ["modalities.image", "'image'"]),
         ({"modalities.sound.classes": 3}, ["modalities.sound.classes is no field"]),
         ({"data": 3}, ["data", "string"]),
     ],

@@ -15,7 +15,6 @@ from pipeline.config import Run, override
 from pipeline.engine import Engine
 from pipeline.manifest import open_manifest
 from pipeline.model import MultimodalVAE
-from pipeline.noise import normal
 from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
 from pipeline.pairing import view
@@ -51,7 +50,7 @@ def global_rows(run: Run, step: int, apart: bool) -> Refs:
 
 def loss_of(module: Any, run: Run, batch: Batch, step: int, rows: float) -> torch.Tensor:
     terms = plan_of(run, batch.present_BM, step)
-    noise = normal(run.seed, "train", batch.row_B, len(terms.weight_TB), run.model.latent)
+    noise = terms.noise(run.seed, "train", batch.row_B, run.model.latent)
     scores = module(batch, terms, noise)
     return combine(scores, terms, batch, run.weights(), 1.0, rows).loss
 
@@ -152,3 +151,32 @@ def test_a_name_that_torch_keeps_for_itself_is_refused(digits_dir: Path) -> None
     run = a_run(digits_dir)
     with pytest.raises(UserError, match="cannot have this name"):
         build(replace(run, modalities={"half": run.modalities["top"]}, objective=replace(run.objective, lambda_={})))
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "fp32"), (3, "fp32")])
+def test_telbo_freezes_all_but_the_single_experts(digits_dir: Path, tmp_path: Path, stage: int, precision: str) -> None:
+    """Its two stages are one run: Adam's momentum would move what has a gradient of zero. A resume keeps to it."""
+    from dataclasses import replace
+
+    from infra.checkpoint import Checkpoints
+    from pipeline.train import train
+
+    changes = {
+        "model.system": "telbo", "objective.switch": 0.5, "train.steps": 8, "train.checkpoint_every": 2,
+        "train.keep": 9,
+        "engine.zero_stage": stage, "engine.precision": precision, "tracking.enabled": False, "objective.anneal": 0,
+        "train.best": "val/elbo",
+    }  # fmt: skip
+    run = a_run(digits_dir, **changes)
+    whole = train(run, tmp_path / "whole")
+    saved = Checkpoints(tmp_path / "whole" / "checkpoints", 9)
+    weights = {step: saved.load(step).tensors("model") for step in saved.all()}
+    single = [f"model.encoders.{name}." for name in ("top", "bottom", "label")]
+    for name, tensor in weights[8].items():
+        alone = name.startswith(tuple(single))
+        assert torch.equal(weights[4][name], tensor) != alone, name
+        assert torch.equal(weights[2][name], weights[4][name]) == alone, name
+    cut = tmp_path / "cut"
+    train(replace(run, train=replace(run.train, steps=6), objective=replace(run.objective, switch=4 / 6)), cut)
+    again = train(run, cut, resume=True)
+    assert again.loss == whole.loss

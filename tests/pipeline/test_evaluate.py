@@ -229,7 +229,7 @@ def one_hot_batch(present: np.ndarray) -> Batch:
 
 def accuracies(model: MultimodalVAE, present: np.ndarray) -> dict[str, tuple[float, float]]:
     sums, counts = label_accuracy(model, model, RIGGED_RUN, one_hot_batch(present))
-    assert set(sums) == set(counts) == set(accuracy_names(RIGGED))
+    assert set(sums) == set(counts) == set(accuracy_names(RIGGED_RUN))
     return {name.removeprefix("accuracy/label_given_"): (sums[name], counts[name]) for name in sums}
 
 
@@ -266,5 +266,5 @@ def test_which_subsets_are_asked() -> None:
     assert subsets(list("abcdefgh"))[-2:] == [("h",), tuple("abcdefgh")]
     assert len(subsets([str(i) for i in range(64)])) == 65
     assert subsets([]) == []
-    assert accuracy_names({"label": Label(3)}) == []
-    assert len(accuracy_names(KINDS)) == 6  # two labels, each from three subsets of the others
+    assert accuracy_names(replace(RUN, modalities={"label": Label(3)})) == []
+    assert len(accuracy_names(RUN)) == 6  # two labels, each from three subsets of the others

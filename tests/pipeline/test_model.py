@@ -94,7 +94,7 @@ def test_a_batch_of_nothing_is_a_loss_of_zero() -> None:
         terms = score(model, batch, Objective(k=1), rows=4)
         assert terms.loss.item() == 0
         assert all((gradient == 0).all() for gradient in gradients(model, terms.loss).values())
-        assert set(terms.counts.values()) == {0.0}
+        assert all(count == 0 for count in terms.counts.values())
     assert all((gradient == 0).all() for gradient in gradients(model, scores.anchor).values())
 
 
@@ -149,7 +149,7 @@ def test_decode_and_forward_agree() -> None:
     scores = model(batch, plan, torch.zeros(1, 4, LATENT))
     z = model.posterior(batch).mu
     for column, (name, modality) in enumerate(MODALITIES.items()):
-        score_B = modality.log_likelihood(model.decode(name, z), batch.values[name])
+        score_B = modality.log_likelihood(model.decode(name, z, batch), batch.values[name])
         torch.testing.assert_close(scores.log_likelihood_TBM[0, :, column], score_B)
 
 

@@ -123,7 +123,7 @@ def test_networks_look_at_the_modalities_of_their_subset() -> None:
     assert [expert.name for expert in Networks(["a", "b", "c"], every=False).experts] == ["a", "b", "c", "a+b+c"]
     assert [expert.name for expert in Networks(["a"], every=False).experts] == ["a"]
     assert len(Networks([f"m{i}" for i in range(MANY)], every=True).experts) == 2**MANY - 1
-    with pytest.raises(UserError, match="511 networks"):
+    with pytest.raises(UserError, match="511 subsets"):
         Networks([f"m{i}" for i in range(MANY + 1)], every=True)
     assert len(Networks([f"m{i}" for i in range(64)], every=False).experts) == 65
 
@@ -181,7 +181,7 @@ def quotient(raw_E: Tensor, seen_E: np.ndarray) -> tuple[Gaussian, Tensor]:
     mu = torch.arange(1.0, count + 1)[:, None, None]
     ours = fuse(posterior, mu, raw, posterior.of(seen_E[None, None]))
     (gradient,) = torch.autograd.grad(ours.kl_to_prior().sum(), raw)
-    return ours.detach(), gradient
+    return ours.map(Tensor.detach), gradient
 
 
 def exact_quotient(raw_E: Tensor, seen_E: np.ndarray) -> tuple[float, float]:
