@@ -179,8 +179,14 @@ class Engine:
     """CPU threads of each rank; 0 divides the machine's cores among the ranks."""
     workers: int = 1
     """Threads that read and decode ahead of training; 0 reads in the training thread."""
+    compile: bool = False
+    """Whether torch.compile makes the networks' code: a minute or so at the start, for fewer kernels in each step."""
 
     def __post_init__(self) -> None:
+        check(
+            not (self.compile and self.zero_stage == 3),
+            "engine.compile takes engine.zero_stage 0 to 2: ZeRO 3 gathers parameters behind the back of compiled code",
+        )
         check(self.accumulate >= 1, f"engine.accumulate is {self.accumulate}: choose at least 1")
         check(self.workers >= 0 and self.threads >= 0, "engine.workers and engine.threads must not be negative")
 

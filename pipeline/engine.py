@@ -22,6 +22,8 @@ from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.systems import SYSTEMS
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKETS = 8
+"""Row numbers up to a micro-batch's that compiled networks tell apart."""
 State = dict[str, Tensor]
 """Full fp32 tensors by name: `model.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`."""
 
@@ -59,6 +61,8 @@ class Engine:
         self.world, self.run = world, run
         if state is not None:  # before DeepSpeed copies and partitions them
             model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
+        if run.engine.compile:
+            model.compile_networks(max(1, run.train.batch // (world.size * run.engine.accumulate * BUCKETS)))
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(

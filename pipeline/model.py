@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class MultimodalVAE(nn.Module):
         super().__init__()
         self.modalities = dict(modalities)
         self.latent = latent
+        self.bucket = 1
+        """Networks run on multiples of so many rows (`compile_networks`)."""
         self.family = family or Products(list(modalities), prior=True)
         features = {name: self.modalities[name].features() for name in self.family.conditions}
         width = latent + sum(outputs for _, outputs in features.values())
@@ -55,6 +58,15 @@ class MultimodalVAE(nn.Module):
         if len(expert.inputs) == 1:
             return self.modalities[expert.inputs[0]].encoder(self.latent)
         return JointEncoder([self.modalities[name].features() for name in expert.inputs], self.latent)
+
+    def compile_networks(self, bucket: int, **options: Any) -> None:
+        """Have torch.compile make each network's code, for row numbers that are multiples of `bucket`.
+
+        What lies between the networks stays as it is: which rows a network sees is known to the host, step by step.
+        """
+        self.bucket = bucket
+        for network in (*self.encoders.values(), *self.decoders.values()):
+            network.compile(**options)
 
     def single_experts(self) -> Iterator[nn.Parameter]:
         """The parameters of the experts that look at one modality alone."""
@@ -78,7 +90,7 @@ class MultimodalVAE(nn.Module):
         means, raws, places = [], [], []
         for names, network in self.encoders.entries():
             seen = [_rows_with(batch, self._experts[name].inputs) for name in names]
-            ragged = Ragged([len(rows) for rows, _ in seen])
+            ragged = Ragged([len(rows) for rows, _ in seen], self.bucket)
             outputs = network(*ragged.padded([values for _, values in seen]))
             mu, raw = (ragged.flat(output.float()) for output in outputs)
             if not ragged.total:  # the network ran on zero rows; nothing of it may count, not even a NaN
@@ -106,7 +118,7 @@ class MultimodalVAE(nn.Module):
         scores, places = [], []
         for names, decoder in self.decoders.entries():
             pairs = [np.flatnonzero(wanted_TBM[:, :, columns[name]]) for name in names]
-            ragged = Ragged([len(some) for some in pairs])
+            ragged = Ragged([len(some) for some in pairs], self.bucket)
             index = _on(ragged.index(pairs), z_flat.device)
             z = z_flat.index_select(0, index.flatten())
             if context is not None:

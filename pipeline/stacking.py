@@ -77,21 +77,30 @@ def _stackable(network: nn.Module) -> bool:
 
 
 class Ragged:
-    """Rows of several networks, of different number, side by side: padded to the longest, and flat again.
+    """Rows of several networks, of different number, side by side: padded to one number, and flat again.
 
-    Of one network alone they are not padded, and have no axis N.
+    Of one network alone they have no axis N. The number is the largest, rounded up to a multiple of `bucket`, so that
+    networks see few different shapes however many rows a batch happens to have of a modality.
     """
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], bucket: int = 1) -> None:
         self.counts = np.asarray(counts)
         self.total = int(self.counts.sum())
-        self._longest = max(1, int(self.counts.max()))
+        self._longest = -(-max(1, int(self.counts.max())) // bucket) * bucket
 
     def padded(self, inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The networks' inputs, from those of each; of several networks with one input each (N, R, …)."""
         if len(inputs) == 1:
-            return list(inputs[0])
-        return [pad_sequence([value for (value,) in inputs], batch_first=True)]
+            return [self._filled(value, 0) for value in inputs[0]]
+        return [self._filled(pad_sequence([value for (value,) in inputs], batch_first=True), 1)]
+
+    def _filled(self, values: Tensor, axis: int) -> Tensor:
+        missing = self._longest - values.shape[axis]
+        if not missing:
+            return values
+        shape = list(values.shape)
+        shape[axis] = missing
+        return torch.cat([values, values.new_zeros(shape)], axis)
 
     def index(self, chosen: Sequence[np.ndarray]) -> np.ndarray:
         """Indices of the rows of each network as one array (N, R), or (R,); 0 where there is none."""
@@ -103,7 +112,7 @@ class Ragged:
     def flat(self, output: Tensor) -> Tensor:
         """The rows of all networks one after the other: (total, …); all of the padding where there are none."""
         if len(self.counts) == 1:
-            return output
+            return output[: self.total or None]
         together = output.flatten(0, 1)
         if not self.total or (self.counts == self._longest).all():
             return together

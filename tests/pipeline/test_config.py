@@ -43,7 +43,7 @@ RUN = Run(
     objective=Objective(2, {"label": 50.0}, 0.5, 0.1, 0.2, True, 0.3, 0.4, 0.7, 3, "tight", "iwae"),
     optim=Optim(2e-4, (0.8, 0.99), 1.5),
     train=Training(12, 34, 5, 6, 7, 3, "val/elbo", "min", 9, 0.01),
-    engine=Engine(2, "bf16", 3, "cpu", 1, 2),
+    engine=Engine(2, "bf16", 3, "cpu", 1, 2, True),
     tracking=Tracking("sqlite:///x.db", "name", False),
 )
 PLAIN = Run(recipe="plain", data="d", modalities={"label": Label(3)})
@@ -134,6 +134,13 @@ def test_weights_name_every_modality() -> None:
         ({"objective.anneal": 1.1}, ["objective.anneal", "1.1"]),
         ({"objective.beta": -1}, ["objective.beta"]),
         ({"objective.cross": -1}, ["objective.cross"]),
+        ({"objective.alpha": -1}, ["objective.alpha", "-1"]),
+        ({"objective.mu": 1.5}, ["objective.mu", "1.5"]),
+        ({"objective.switch": -0.5}, ["objective.switch", "-0.5"]),
+        ({"objective.samples": 0}, ["objective.samples", "at least 1"]),
+        ({"objective.bound": "loose"}, ["objective.bound", "'stratified'", "'loose'"]),
+        ({"objective.gradient": "reinforce"}, ["objective.gradient", "'dreg'"]),
+        ({"engine.compile": True, "engine.zero_stage": 3}, ["engine.compile", "engine.zero_stage 0 to 2"]),
         ({"model.latent": 0}, ["model.latent", "at least 1"]),
         ({"optim.lr": 0}, ["optim.lr", "positive"]),
         ({"optim.clip": -1}, ["optim.clip"]),

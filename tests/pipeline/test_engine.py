@@ -180,3 +180,17 @@ def test_telbo_freezes_all_but_the_single_experts(digits_dir: Path, tmp_path: Pa
     train(replace(run, train=replace(run.train, steps=6), objective=replace(run.objective, switch=4 / 6)), cut)
     again = train(run, cut, resume=True)
     assert again.loss == whole.loss
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_like_plain_ones(digits_dir: Path) -> None:
+    """torch.compile makes each network once for all numbers of rows, not once for each."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain = a_run(digits_dir, **{"engine.zero_stage": 1})
+    losses, _, _ = train_steps(plain, 0, 8, False)
+    compiled, _, _ = train_steps(a_run(digits_dir, **{"engine.zero_stage": 1, "engine.compile": True}), 0, 8, False)
+    assert compiled == pytest.approx(losses, rel=1e-5)
+    assert 0 < counters["stats"]["unique_graphs"] <= 2 * 6  # three encoders, three decoders; at first for one shape
+    assert not counters["graph_break"]

@@ -138,3 +138,28 @@ def test_ragged_rows_are_padded_and_flat_again() -> None:
     ]  # fmt: skip
     assert Ragged([0, 0]).flat(torch.zeros(2, 1, 4)).shape == (2, 4)
     assert Ragged([2]).index([np.array([5, 6])]).tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("system", ["mvae", "jmvae", "cvae", "mmvae"])
+def test_rows_padded_to_buckets_change_nothing_but_shapes(system: str) -> None:
+    """Few shapes of a step's many: what torch.compile and CUDA graphs want."""
+    few = system in ("jmvae", "cvae")
+    kinds = dict(list(KINDS.items())[:3]) if few else KINDS
+    plain, padded = (MultimodalVAE(kinds, LATENT, SYSTEMS[system].posterior(list(kinds))) for _ in range(2))
+    padded.load_state_dict(plain.state_dict())
+    padded.bucket = 4
+    seen: set[int] = set()
+    for bank in (padded.encoders, padded.decoders):
+        for names, network in bank.entries():
+            axis = int(len(names) > 1)
+            network.register_forward_pre_hook(lambda _, inputs, axis=axis: seen.add(inputs[0].shape[axis]))
+    for step in range(6):
+        batch = batch_of(kinds, patterns(ROWS, len(kinds), step) if step else np.zeros((ROWS, len(kinds)), bool))
+        ours, theirs = (
+            score(model, batch, Objective(k=2, samples=2), rows=ROWS, step=step, system=system)
+            for model in (padded, plain)
+        )
+        torch.testing.assert_close(ours.row_objective_B, theirs.row_objective_B)
+        assert_close(gradients(padded, ours.loss), gradients(plain, theirs.loss), 1e-5)
+    assert seen
+    assert all(rows % 4 == 0 for rows in seen)
