@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -20,6 +20,7 @@ from infra.preemption import REQUEUE
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 LAUNCHER = "PAIRSTREAM_LAUNCHER"
@@ -50,6 +51,19 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def sum_later(self, values: Tensor) -> Callable[[], list[float]]:
+        """Begin to sum a tensor over all ranks; what is returned waits for the sums and reads them."""
+        import torch.distributed as dist
+
+        work = dist.all_reduce(values, async_op=True) if self.size > 1 else None
+
+        def wait() -> list[float]:
+            if work is not None:
+                work.wait()
+            return [float(value) for value in values.tolist()]
+
+        return wait
 
     def gather(self, value: object) -> list[object]:
         """This object from every rank, in the order of ranks."""

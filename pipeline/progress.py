@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from infra.checkpoint import Checkpoint
 from infra.distributed import World
@@ -64,6 +67,8 @@ class Progress:
     window: Window = field(default_factory=Window)
     saved: int = -1
     """The step whose checkpoint this process has written or loaded; the same on every rank."""
+    vote: Vote | None = None
+    """The last step's, as long as nobody has counted it."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, world: World) -> Progress:
@@ -93,6 +98,16 @@ class Progress:
             },
         }
 
+    def settle(self, on_step: Callable[[int, float], None] | None) -> bool:
+        """Count the last step's vote where that is still to do; returns whether to stop. Collective."""
+        if self.vote is None:
+            return False
+        stopping, self.loss = self.vote.count()
+        self.vote = None
+        if on_step:
+            on_step(self.step, self.loss)
+        return stopping
+
     def validated(self, training: Training, metrics: dict[str, float]) -> bool:
         """Take in a validation; returns whether it is the best so far."""
         self.metrics = metrics
@@ -108,33 +123,46 @@ class Progress:
         return 0 < training.patience <= self.worse
 
 
-def agree(
-    world: World, asked: bool, failure: str | None, terms: list[Terms], batches: list[Batch], step: int
-) -> tuple[bool, float]:
-    """(whether any rank was told to stop, the loss of the global batch). Collective, before anything is updated.
+class Vote:
+    """What all ranks must know of a step before they commit to it: reduced while the device goes on with its work.
 
-    Raises UserError on all ranks where one of them has a failure (its data could not be read), or where a loss is not
-    finite, naming the offending keys.
+    A step's loss is read one step later, or where something hangs on it (a point of a curve, a validation, a
+    checkpoint), so that no step waits for the device. What a bad step has done to the parameters is never saved.
     """
-    loss = sum(float(term.loss.detach()) for term in terms) / len(terms)
-    broken = not math.isfinite(loss)
-    stop, failures, any_broken, total = world.sum(
-        [float(asked), float(failure is not None), float(broken), 0.0 if broken else loss]
-    )
-    if failures:
-        world.raise_together(failure)
-    if any_broken:
-        keys = [
-            key
-            for term, batch in zip(terms, batches, strict=True)
-            for key, value in zip(batch.keys, term.row_objective_B.tolist(), strict=True)
-            if not math.isfinite(value)
-        ]
-        named = [key for some in world.gather(keys) for key in some]  # type: ignore[attr-defined]
-        world.raise_together(
-            f"the loss of step {step + 1} is not finite and nothing was updated; rows: "
-            + (", ".join(named[:10]) or "none by itself")
-            + (f" and {len(named) - 10} more" if len(named) > 10 else "")
-            + "; look at these keys, lower optim.lr or set optim.clip"
-        )
-    return stop > 0, total / world.size
+
+    def __init__(
+        self, world: World, asked: bool, failure: str | None, terms: list[Terms], batches: list[Batch], step: int
+    ) -> None:
+        """Collective. `failure`: why this rank's data could not be read."""
+        self._world, self._failure, self._step = world, failure, step
+        self._rows = [(batch.keys, term.row_objective_B) for batch, term in zip(batches, terms, strict=True)]
+        loss = torch.stack([term.loss.detach().double() for term in terms]).mean()
+        finite = loss.isfinite()
+        votes = loss.new_tensor([asked, failure is not None, 0.0, 0.0])
+        votes[2:] = torch.stack([(~finite).double(), loss.where(finite, 0.0)])
+        self._total = world.sum_later(votes)
+
+    def count(self) -> tuple[bool, float]:
+        """(whether any rank was told to stop, the loss of the global batch). Collective; waits for the step's loss.
+
+        Raises UserError on all ranks where one of them has a failure, or where a loss is not finite, naming the
+        offending keys.
+        """
+        stop, failures, broken, loss = self._total()
+        if failures:
+            self._world.raise_together(self._failure)
+        if broken:
+            keys = [
+                key
+                for keys, objective_B in self._rows
+                for key, value in zip(keys, objective_B.tolist(), strict=True)
+                if not math.isfinite(value)
+            ]
+            named = [key for some in self._world.gather(keys) for key in some]  # type: ignore[attr-defined]
+            self._world.raise_together(
+                f"the loss of step {self._step + 1} is not finite and nothing of it is saved; rows: "
+                + (", ".join(named[:10]) or "none by itself")
+                + (f" and {len(named) - 10} more" if len(named) > 10 else "")
+                + "; look at these keys, lower optim.lr or set optim.clip"
+            )
+        return stop > 0, loss / self._world.size

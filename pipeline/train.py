@@ -32,7 +32,7 @@ from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import family_of, plan_of, remark, second_stage
 from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
-from pipeline.progress import Progress, agree
+from pipeline.progress import Progress, Vote
 from pipeline.record import Record
 from pipeline.stream import Share, Stream
 
@@ -105,16 +105,18 @@ def train(
             if status == "stopped early":
                 break
             terms = [_score(engine, model, run, batch, step, world) for batch in batches]
-            stopping, loss = agree(world, stop.asked, failure, terms, batches, step)
-            if stopping:
+            if progress.settle(on_step):
                 status = "preempted"
                 break
+            progress.vote = Vote(world, stop.asked, failure, terms, batches, step)
             engine.freeze(second_stage(run, step))
             engine.step([term.loss for term in terms])
-            progress.step, progress.loss = step + 1, loss
+            progress.step = step + 1
             progress.window.add(terms)
-            if on_step:
-                on_step(progress.step, loss)
+            every = (run.train.log_every, run.train.checkpoint_every, run.train.validate_every)
+            if not any(_due(progress.step, steps, run.train.steps) for steps in every):
+                continue
+            stopping = progress.settle(on_step)
             if progress.step % run.train.log_every == 0:
                 record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, ahead, step))
             save = _due(progress.step, run.train.checkpoint_every, run.train.steps)
@@ -127,6 +129,9 @@ def train(
                     status, save = "stopped early", True
             if save:
                 _save(engine, checkpoints, progress, run, stream, world)
+            if stopping and status == "finished" and progress.step < run.train.steps:
+                status = "preempted"
+                break
 
         wait = ahead.total
         if status == "preempted":
