@@ -97,11 +97,14 @@ class Engine:
         if len(self._adam.param_groups) > 1:
             self._adam.param_groups[1]["lr"] = 0.0 if rest else self.run.optim.lr
 
-    def step(self, losses: list[Tensor]) -> None:
-        """Backward through each micro-batch's loss, one optimizer step, gradients zeroed."""
-        for loss in losses:
-            self.module.backward(loss)
-            self.module.step()
+    def step(self, loss: Tensor) -> None:
+        """Backward through a micro-batch's loss; after a step's last one the optimizer moves and gradients are zeroed.
+
+        A micro-batch's forward comes after the backward of the one before: so memory holds one, and ZeRO 3, which
+        loses gradients where forwards are nested, is right.
+        """
+        self.module.backward(loss)
+        self.module.step()
 
     def gradient_norm(self) -> float:
         """The last step's gradient norm before clipping; NaN where DeepSpeed did not compute it."""
@@ -160,7 +163,8 @@ class Engine:
         rates = [group["lr"] for group in self._adam.param_groups]
         for group in self._adam.param_groups:
             group["lr"] = 0.0
-        self.step([self._rehearsal() for _ in range(self.run.engine.accumulate)])
+        for _ in range(self.run.engine.accumulate):
+            self.step(self._rehearsal())
         for group, rate in zip(self._adam.param_groups, rates, strict=True):
             group["lr"] = rate
         self._link_moments()

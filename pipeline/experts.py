@@ -99,8 +99,9 @@ class Mixture:
 
     def sample(self, noise: Tensor) -> Tensor:
         """(K, B, Z) from noise (K, B, Z + 1); not differentiable with respect to the weights."""
-        uniform_KB = torch.special.ndtr(noise[..., -1])
-        drawn_KB = (uniform_KB[:, None] >= self.weight_TB.cumsum(0)).sum(1).clamp_max(len(self.weight_TB) - 1)
+        uniform_KB, below_TB = torch.special.ndtr(noise[..., -1]), self.weight_TB.cumsum(0)
+        # none beyond the last that weighs something, be the uniform number 1 or the sum a little less
+        drawn_KB = ((uniform_KB[:, None] >= below_TB) & (below_TB < below_TB[-1])).sum(1)
         index = drawn_KB[..., None].expand(*drawn_KB.shape, self.components.mu.shape[-1])
         return self.components.map(lambda tensor: tensor.gather(0, index)).sample(noise[..., :-1])
 

@@ -199,7 +199,8 @@ class MultimodalVAE(nn.Module):
         """
         context, _ = self._context(batch)
         z = z_BZ if context is None else torch.cat([z_BZ, context], 1)
-        return self.decoders.alone(name, z.to(next(self.decoders.parameters()).dtype))
+        parameters: Tensor = self.decoders.alone(name, z.to(next(self.decoders.parameters()).dtype))
+        return parameters
 
 
 def _on(array: np.ndarray, device: torch.device) -> Tensor:

@@ -22,6 +22,8 @@ from pipeline.experts import Gaussian, Laplace, product
 Distribution = Gaussian | Laplace
 MOST_RAW = 80.0
 """Where exp(-raw) is still a normal number in float32."""
+LEAST_LOG_SHARE = math.log(1e-6)
+"""Of one dimension in the sum of a Laplace distribution's scales: beyond it |z - mu| / scale is 0 / 0 in float32."""
 MANY = 8
 """Modalities beyond which a network for every subset is refused: there are 2^M - 1 of them."""
 
@@ -135,7 +137,7 @@ class LaplaceMixtures(Mixtures):
 
 def log_scale(raw: Tensor) -> Tensor:
     """log(Z softmax(raw)): the scales of the Z latent dimensions sum to Z (MMVAE section 4.1)."""
-    return torch.log_softmax(raw, -1) + math.log(raw.shape[-1])
+    return torch.log_softmax(raw, -1).clamp_min(LEAST_LOG_SHARE) + math.log(raw.shape[-1])
 
 
 class Quotients(Products):

@@ -6,6 +6,7 @@ Shape legend: N networks, R rows of the longest of them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map
 
 FEWEST = 4
 """Networks that are stacked; fewer gain nothing."""
@@ -62,13 +64,14 @@ class Bank(nn.ModuleDict):
         """(names, the network or the stack of networks) one after the other."""
         return zip(self.groups, self.values(), strict=True)
 
-    def alone(self, name: str, value: Tensor) -> Tensor:
-        """What the network of this name alone makes of (R, …)."""
+    def alone(self, name: str, *inputs: Tensor) -> Any:
+        """What the network of this name alone makes of (R, …). Raises KeyError."""
         for names, network in self.entries():
             if name in names:
                 if len(names) == 1:
-                    return network(value)
-                return network(value.expand(len(names), *value.shape))[names.index(name)]
+                    return network(*inputs)
+                outputs = network(*(value.expand(len(names), *value.shape) for value in inputs))
+                return tree_map(itemgetter(names.index(name)), outputs)
         raise KeyError(name)
 
 

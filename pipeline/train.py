@@ -104,13 +104,16 @@ def train(
         for step, batches, failure in ahead:
             if status == "stopped early":
                 break
-            terms = [_score(engine, model, run, batch, step, world) for batch in batches]
             if progress.settle(on_step):
                 status = "preempted"
                 break
-            progress.vote = Vote(world, stop.asked, failure, terms, batches, step)
             engine.freeze(second_stage(run, step))
-            engine.step([term.loss for term in terms])
+            terms: list[Terms] = []
+            for batch in batches:
+                terms.append(_score(engine, model, run, batch, step, world))
+                if len(terms) == len(batches):  # before the last backward, which runs while the vote is counted
+                    progress.vote = Vote(world, stop.asked, failure, terms, batches, step)
+                engine.step(terms[-1].loss)
             progress.step = step + 1
             progress.window.add(terms)
             every = (run.train.log_every, run.train.checkpoint_every, run.train.validate_every)

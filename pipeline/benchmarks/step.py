@@ -53,7 +53,7 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
 
     def wrapped() -> int:
         for step, batch in enumerate(batches):
-            engine.step([_loss(engine.module, settings, batch, step, size)])
+            engine.step(_loss(engine.module, settings, batch, step, size))
         return STEPS * size
 
     def bare() -> int:

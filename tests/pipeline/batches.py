@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modalities import AnyModality, Image, Label, Modality
+from modalities import AnyModality, Attributes, Image, Label, Modality
 from pipeline.batch import Batch
 from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
@@ -48,6 +48,8 @@ def value_of(modality: Modality, row: int, column: int) -> np.ndarray:
     rng = np.random.default_rng((row, column))
     if isinstance(modality, Label):
         return np.asarray(rng.integers(modality.classes))
+    if isinstance(modality, Attributes):
+        return rng.integers(0, 2, modality.shape).astype(modality.dtype)
     assert isinstance(modality, Image)
     levels = rng.integers(0, modality.levels + 1, modality.shape)
     return (levels / modality.levels).astype(modality.dtype)
