@@ -92,10 +92,10 @@ class Ragged:
         self._longest = -(-max(1, int(self.counts.max())) // bucket) * bucket
 
     def padded(self, inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """The networks' inputs, from those of each; of several networks with one input each (N, R, …)."""
+        """The networks' inputs, from those of each; of several networks (N, R, …)."""
         if len(inputs) == 1:
             return [self._filled(value, 0) for value in inputs[0]]
-        return [self._filled(pad_sequence([value for (value,) in inputs], batch_first=True), 1)]
+        return [self._filled(pad_sequence(list(values), batch_first=True), 1) for values in zip(*inputs, strict=True)]
 
     def _filled(self, values: Tensor, axis: int) -> Tensor:
         missing = self._longest - values.shape[axis]

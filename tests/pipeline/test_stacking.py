@@ -79,6 +79,28 @@ def test_stacked_networks_score_and_learn_like_separate_ones(
     assert_close(found, expected, 1e-5)
 
 
+@pytest.mark.parametrize("system", ["jmvae", "vaevae-b", "svae", "telbo"])
+def test_experts_of_several_modalities_are_stacked_too(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {f"m{i}": Label(3, hidden=(5, 6)) for i in range(4)}
+    present = patterns(ROWS, 4, 2) | (np.arange(ROWS) < 3)[:, None]
+    found = []
+    for fewest in (FEWEST, 99):
+        monkeypatch.setattr(stacking, "FEWEST", fewest)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            model = MultimodalVAE(kinds, LATENT, SYSTEMS[system].posterior(list(kinds)))
+        terms = score(model, batch_of(kinds, present), Objective(alpha=0.5), rows=ROWS, system=system)
+        found.append(
+            (
+                len(model.encoders),
+                terms.row_objective_B,
+                sum(g.square().sum() for g in gradients(model, terms.loss).values()),
+            )
+        )
+    assert found[0][0] < found[1][0]
+    torch.testing.assert_close(found[0][1:], found[1][1:])
+
+
 def test_each_keeps_the_weights_that_it_would_have_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     together, apart = built("mvae", monkeypatch, False), built("mvae", monkeypatch, True)
     found = split(dict(together.state_dict()))
