@@ -1,4 +1,4 @@
-"""pairstream bench NAME [--only CASE,CASE] [--blocks 9] [--json]
+"""pairstream bench NAME [--only CASE,CASE] [--blocks 9] [--out DIR] [--json]
 
 Measures speed against a peer or a limit: contenders take turns in one process, and ratios of the same turn are what
 counts. A run during which other processes were busy is flagged as noisy.
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError, nearest
@@ -28,6 +29,8 @@ class Options:
     """Turns of each contender."""
     samples: int = 0
     """Samples to make, where a benchmark makes its data; 0 is the usual number."""
+    out: Path | None = None
+    """Directory for the pictures of cases that have one (step growth); none is drawn where not given."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -56,6 +59,8 @@ def main(arguments: list[str]) -> int:
         with _bar(f"{name} {case}") as progress:
             outcomes.append(run(name, case, options.blocks, options.samples, progress))
         _show(outcomes[-1])
+        if options.out and outcomes[-1].series:
+            _draw(outcomes[-1], options.out)
     if options.json:
         closing_json({"bench": name, "noisy": any(outcome.noisy for outcome in outcomes), "cases": outcomes})
     return 0
@@ -81,11 +86,20 @@ def _show(outcome: Outcome) -> None:
     Console(width=max(100, Console().width)).print(table)
     ours = {name: share for name, share in outcome.limits.items() if name.startswith(f"{outcome.best} / ")}
     for name, value in (ours | outcome.figures).items():
-        print(f"{name}: {value:,.2f}")
+        print(f"{name}: {value:,.4g}" if abs(value) < 10 else f"{name}: {value:,.2f}")
     if outcome.noisy:
         print(
             f"NOISY: other processes kept {outcome.other_cpu:.0%} of the cores busy; measure again on a quiet machine"
         )
+
+
+def _draw(outcome: Outcome, directory: Path) -> None:
+    from pipeline.benchmarks.growth import picture
+
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{outcome.bench}-{outcome.case}.png"
+    picture(outcome.series, file)
+    print(f"picture: {file}")
 
 
 @contextmanager

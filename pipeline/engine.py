@@ -141,7 +141,7 @@ class Engine:
                 parts = [safe_get_full_fp32_param(parameter)]
                 parts += [safe_get_full_optimizer_state(parameter, moment) for moment in moments]
             for kind, tensor in zip(("model", *moments), parts, strict=True):
-                result[f"{kind}.{name}"] = tensor.detach().float().cpu().clone()
+                result[f"{kind}.{name}"] = tensor.detach().float().cpu().clone(memory_format=torch.contiguous_format)
         if not moments:
             return result
         step = next(entry["step"] for entry in self._adam.state.values() if "step" in entry)

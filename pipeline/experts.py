@@ -25,7 +25,7 @@ class Gaussian:
 
     def sample(self, noise: Tensor) -> Tensor:
         """Reparametrised samples from standard normal noise."""
-        return self.mu + torch.exp(0.5 * self.logvar) * noise
+        return torch.addcmul(self.mu, torch.exp(0.5 * self.logvar), noise)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density in nats, summed over Z."""
@@ -118,8 +118,8 @@ def product(weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior
     part; one whose precision is 0 (an absent modality) takes no part in any case. Where none does, it is the prior.
     """
     mask = mask_TBE.to(precision_EBZ.dtype)
-    total = torch.einsum("tbe,ebz->tbz", mask, precision_EBZ)
-    mean = torch.einsum("tbe,ebz->tbz", mask, weighted_EBZ)
+    both_BEZ = torch.cat([weighted_EBZ, precision_EBZ], 2).transpose(0, 1)
+    mean, total = torch.bmm(mask.transpose(0, 1), both_BEZ).transpose(0, 1).chunk(2, 2)
     prior = prior_TB[..., None] if isinstance(prior_TB, Tensor) else prior_TB
     total = torch.where(mask_TBE.any(-1, keepdim=True), total + prior, 1.0)
     return Gaussian(mean / total, -total.log())

@@ -53,6 +53,7 @@ class MultimodalVAE(nn.Module):
         )
         self.context = nn.ModuleDict({name: network for name, (network, _) in features.items()})
         self.prior_raw = nn.Parameter(torch.zeros(latent)) if self.family.laplace else None
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions, a quarter faster on CPUs
 
     def _encoder(self, expert: Expert) -> nn.Module:
         if len(expert.inputs) == 1:
@@ -115,16 +116,24 @@ class MultimodalVAE(nn.Module):
         columns = {name: column for column, name in enumerate(self.modalities)}
         z_flat = z_TBZ.reshape(terms * rows, self.latent)
         context, anchor = self._context(batch)
+        wanted_MP = wanted_TBM.reshape(terms * rows, -1).T
+        pairs_of = {name: np.flatnonzero(wanted_MP[columns[name]]) for name in self.generated}
+        raggeds = [Ragged([len(pairs_of[name]) for name in names], self.bucket) for names in self.decoders.groups]
+        index = [
+            ragged.index([pairs_of[n] for n in names])
+            for names, ragged in zip(self.decoders.groups, raggeds, strict=True)
+        ]
+        # one gather for all decoders: each would have a gradient of z's whole size of its own
+        together = _on(np.concatenate([some.ravel() for some in index]), z_flat.device)
+        z_all = z_flat.index_select(0, together)
+        if context is not None:
+            z_all = torch.cat([z_all, context.index_select(0, together % rows)], 1)
         scores, places = [], []
-        for names, decoder in self.decoders.entries():
-            pairs = [np.flatnonzero(wanted_TBM[:, :, columns[name]]) for name in names]
-            ragged = Ragged([len(some) for some in pairs], self.bucket)
-            index = _on(ragged.index(pairs), z_flat.device)
-            z = z_flat.index_select(0, index.flatten())
-            if context is not None:
-                z = torch.cat([z, context.index_select(0, index.flatten() % rows)], 1)
+        z_parts = z_all.split([some.size for some in index])
+        for (names, decoder), ragged, some, z in zip(self.decoders.entries(), raggeds, index, z_parts, strict=True):
+            pairs = [pairs_of[name] for name in names]
             z = z.to(next(decoder.parameters()).dtype)
-            parameters = ragged.flat(decoder(z.view(*index.shape, -1)))
+            parameters = ragged.flat(decoder(z.view(*some.shape, -1)))
             if not ragged.total:
                 anchor = anchor + _nothing(parameters)
                 continue
@@ -225,6 +234,8 @@ def _values(batch: Batch, name: str, rows: np.ndarray) -> Tensor:
 
 def _kl(posterior: Distribution, pairs_P2: np.ndarray) -> Tensor:
     """KL(q_t || q_s) of each pair (t, s): (P, B)."""
+    if not len(pairs_P2):
+        return posterior.mu.new_zeros((0, posterior.mu.shape[1]))
     one, other = _on(pairs_P2, posterior.mu.device).unbind(1)
     return posterior.map(lambda tensor: tensor[one]).kl(posterior.map(lambda tensor: tensor[other]))  # type: ignore[arg-type]
 

@@ -26,16 +26,22 @@ class Stacked(nn.Module):
     """N networks of one structure as one: (N, R, …) -> (N, R, …), network n on the rows [n]."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
-        """The networks' own parameters, stacked: (N, …) each."""
+        """The networks' own parameters, stacked: (N, …) each; weights of linear layers as (N, inputs, outputs).
+
+        That is how the batched product takes them, and how their gradients come, so nothing has to be copied.
+        """
         super().__init__()
-        self._names = [name for name, _ in networks[0].named_parameters()]
-        for name in self._names:
+        linear = {f"{name}.weight" for name, layer in networks[0].named_modules() if isinstance(layer, nn.Linear)}
+        self._turned = {name: name in linear for name, _ in networks[0].named_parameters()}
+        for name, turned in self._turned.items():
             together = torch.stack([network.get_parameter(name).detach() for network in networks])
-            self.register_parameter(name.replace(".", "__"), nn.Parameter(together))
+            stored = together.transpose(1, 2).contiguous() if turned else together
+            self.register_parameter(name.replace(".", "__"), nn.Parameter(stored))
         self._one = (networks[0].to("meta"),)  # in a tuple it is no submodule: its parameters are placeholders
 
     def forward(self, *inputs: Tensor) -> Any:
-        parameters = {name: getattr(self, name.replace(".", "__")) for name in self._names}
+        own = {name: getattr(self, name.replace(".", "__")) for name in self._turned}
+        parameters = {name: own[name].transpose(1, 2) if turned else own[name] for name, turned in self._turned.items()}
         return torch.vmap(lambda own, *rows: functional_call(self._one[0], own, rows))(parameters, *inputs)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.benchmarks import Progress
 
@@ -20,6 +21,8 @@ UNTIMED, TIMED = 0.1, 0.4
 
 Turn = Callable[[], tuple[int, float]]
 """A contender's part of a block; returns how many units it did in how many seconds."""
+Series = dict[str, dict[str, list[float]]]
+"""By the name of what was changed, e.g. N: its values (x), and what was measured at each."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Outcome:
     """Share of all cores that other processes kept busy meanwhile."""
     figures: dict[str, float] = field(default_factory=dict)
     """What else was measured, medians, the unit in the name."""
+    series: Series = field(default_factory=dict)
+    """What a picture is drawn from, the unit in the name."""
 
 
 def drawing(units: Iterator[int], untimed: float = UNTIMED, timed: float = TIMED) -> Turn:
@@ -178,3 +183,10 @@ def _own_seconds() -> float:
             continue
         seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
+
+
+def resident() -> dict[str, float]:
+    """Megabytes that this process has in memory, by /proc/self/status; "peak" is the most there ever was."""
+    names = {"VmRSS": "resident", "RssAnon": "anonymous", "RssFile": "file-backed", "VmHWM": "peak"}
+    status: dict[str, Any] = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(status[field].split()[0]) * 1024 / 1e6 for field, name in names.items()}

@@ -9,12 +9,11 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.benchmarks import Progress
-from pipeline.benchmarks.harness import Outcome, Turn, alternate
+from pipeline.benchmarks.harness import Outcome, Turn, alternate, resident
 
 SAMPLES = 10_000_000
 SHARD = 10_000
@@ -85,9 +84,9 @@ def opened(folder: str) -> None:
 
     from pipeline.manifest import open_manifest
 
-    before, started = _resident(), time.perf_counter()
+    before, started = resident(), time.perf_counter()
     manifest = open_manifest(Path(folder))
-    seconds, after = time.perf_counter() - started, _resident()
+    seconds, after = time.perf_counter() - started, resident()
     grown = {f"{name}, grown, MB": after[name] - before[name] for name in after}
     print(json.dumps({"seconds": seconds, "samples": len(manifest)} | grown | {f"{n}, MB": after[n] for n in after}))
 
@@ -105,10 +104,3 @@ def hashed(folder: str) -> None:
         while got := file.readinto(piece):
             digest.update(piece[:got])
     print(json.dumps({"seconds": time.perf_counter() - started}))
-
-
-def _resident() -> dict[str, float]:
-    """Megabytes that this process has in memory, by /proc/self/status; "peak" is the most there ever was."""
-    names = {"VmRSS": "resident", "RssAnon": "anonymous", "RssFile": "file-backed", "VmHWM": "peak"}
-    status: dict[str, Any] = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(status[field].split()[0]) * 1024 / 1e6 for field, name in names.items()}

@@ -6,6 +6,7 @@ Shape legend: T terms, B rows, M modalities, P pairs of terms.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -53,7 +54,7 @@ class Plan:
     joint_TB: np.ndarray | None = None
     """How much of each term goes into a row's joint ELBO, for the metrics; not given: term 0 is that ELBO."""
 
-    @property
+    @cached_property
     def wanted_TBM(self) -> np.ndarray:
         """Boolean: what is reconstructed (D_tb)."""
         wanted: np.ndarray = (self.target_TBM > 0) & (self.weight_TB > 0)[:, :, None]

@@ -15,8 +15,10 @@ from pipeline.posteriors import Posterior
 
 def random_subsets(count: int, modalities: int, seed: int, step: int) -> np.ndarray:
     """(count, modalities) boolean: subsets drawn uniformly from the non-empty ones, the same on every rank."""
-    generator = np.random.default_rng(seed_of(seed, "subsets", step))
     subsets = np.zeros((count, modalities), bool)
+    if not count:
+        return subsets
+    generator = np.random.default_rng(seed_of(seed, "subsets", step))
     for subset in subsets:  # O(modalities) each: never a pool of 2^M
         while not subset.any():
             subset[:] = generator.integers(0, 2, modalities, dtype=np.int8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from jobs.cli import main
 from modalities import Image
-from pipeline.benchmarks import BENCHMARKS, harness
+from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, step
 from pipeline.benchmarks.data import TOKENS, corpus
 from pipeline.benchmarks.harness import Turn, alternate, drawing, repeated
 
@@ -70,7 +71,7 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
     for outcome in result["cases"]:
         assert set(outcome["spread"]) == set(outcome["ratios"])
         assert all(ratio > 0 for ratio in [*outcome["ratios"].values(), *outcome["limits"].values()])
-        assert outcome["limits"]
+        assert outcome["limits"] or outcome["series"]
         assert outcome["best"] in outcome["per_second"]
         assert isinstance(outcome["noisy"], bool)
     return result
@@ -87,6 +88,34 @@ def test_a_benchmark_ends_with_its_object(
     (outcome,) = bench(capsys, name, "--only", case, "--samples", "900")["cases"]
     assert outcome["case"] == case
     assert ours in outcome["ratios"]
+
+
+@pytest.mark.parametrize("peer", [True, False])
+def test_a_step_is_compared_to_multivae_where_that_is_installed(
+    peer: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    monkeypatch.setitem(step.STEPS, "mnist-half", 1)
+    if not peer:
+        monkeypatch.setattr(multivae, "available", lambda: False)
+    (outcome,) = bench(capsys, "step", "--only", "mnist-half")["cases"]
+    assert set(outcome["limits"]) >= {f"{name} / {step.FLOOR}" for name in (step.OURS, step.DEEPSPEED)}
+    peers = {step.PEER_FUSED, step.OURS, step.DEEPSPEED} if multivae.available() else set()
+    assert set(outcome["ratios"]) == peers
+
+
+def test_growth_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr(growth, "COUNTS", (2, 3, 8))
+    monkeypatch.setattr(growth, "SUBSETS", (0, 1))
+    monkeypatch.setattr(growth, "_memory", lambda count, k: float(count + k))
+    (outcome,) = bench(capsys, "step", "--only", "growth", "--out", str(tmp_path / "out"))["cases"]
+    assert outcome["series"]["N"]["decoded rows per step"] == [400, 600, 1600]
+    assert outcome["series"]["k"]["x"] == [0, 1]
+    assert outcome["figures"]["N, MB for each"] == pytest.approx(1)
+    assert outcome["figures"]["k, MB, R²"] == pytest.approx(1)
+    assert outcome["figures"]["N, ms for each"] == pytest.approx(0, abs=1e-6)  # each turn was said to take as long
+    assert (tmp_path / "out" / "step-growth.png").is_file()
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

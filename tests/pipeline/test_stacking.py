@@ -48,13 +48,16 @@ def some_batch(case: str) -> Batch:
     return batch_of(KINDS, present)
 
 
-def split(stacked: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A stack's tensors under the names that they have apart."""
+def split(model: MultimodalVAE, stacked: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A stack's tensors under the names, and in the layout, that they have apart."""
     names, found = [name for name in KINDS if name.startswith("class")], {}
     for name, tensor in stacked.items():
         if " more." in name:
-            bank, _, rest = name.split(".", 2)
-            found |= {f"{bank}.{one}.{rest.replace('__', '.')}": tensor[i] for i, one in enumerate(names)}
+            bank, stack, rest = name.split(".", 2)
+            rest = rest.replace("__", ".")
+            if model.get_submodule(f"{bank}.{stack}")._turned[rest]:
+                tensor = tensor.transpose(1, 2)
+            found |= {f"{bank}.{one}.{rest}": tensor[i] for i, one in enumerate(names)}
         else:
             found[name] = tensor
     return found
@@ -74,7 +77,7 @@ def test_stacked_networks_score_and_learn_like_separate_ones(
     for name, value in theirs.sums.items():
         torch.testing.assert_close(ours.sums[name], value)
     expected = gradients(apart, theirs.loss)
-    found = split(gradients(together, ours.loss))
+    found = split(together, gradients(together, ours.loss))
     assert found.keys() == expected.keys()
     assert_close(found, expected, 1e-5)
 
@@ -103,7 +106,7 @@ def test_experts_of_several_modalities_are_stacked_too(system: str, monkeypatch:
 
 def test_each_keeps_the_weights_that_it_would_have_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     together, apart = built("mvae", monkeypatch, False), built("mvae", monkeypatch, True)
-    found = split(dict(together.state_dict()))
+    found = split(together, dict(together.state_dict()))
     for name, tensor in apart.state_dict().items():
         assert torch.equal(found[name], tensor)
     z = torch.randn(4, LATENT)
