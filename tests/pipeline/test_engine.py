@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.config import Run
 from pipeline.train import build
 from tests.pipeline.training import APART, STAGES, a_run, reference_steps, train_steps
 from tests.ranks import Ranks
@@ -120,3 +122,35 @@ def test_compiled_networks_train_like_plain_ones(digits_dir: Path) -> None:
     assert compiled == pytest.approx(losses, rel=1e-5)
     assert 0 < counters["stats"]["unique_graphs"] <= 2 * 6  # three encoders, three decoders; at first for one shape
     assert not counters["graph_break"]
+
+
+def blow_up(run: Run, directory: Path) -> str:
+    """What a run says that comes to an end; on every rank."""
+    from infra.errors import UserError
+    from pipeline.train import train
+
+    with pytest.raises(UserError) as raised:
+        train(run, directory)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_is_never_saved(
+    ranks: Ranks, digits_dir: Path, tmp_path: Path, every: int
+) -> None:
+    """Whether a step's loss is read at once or, as no step waits for it, one step later."""
+    from infra.checkpoint import Checkpoints
+
+    run = a_run(digits_dir, **{
+        "optim.lr": 1e18, "train.steps": 40, "train.log_every": every, "train.checkpoint_every": 1 if every == 1 else 0,
+        "train.validate_every": 0, "tracking.enabled": False,
+    })  # fmt: skip
+    said = ranks.run(blow_up, run, tmp_path / "run")
+    assert said[0] == said[1]
+    assert re.search(r"the loss of step \d+ is not finite and nothing of it is saved; rows: digit\d+", said[0]), said[
+        0
+    ]
+    saved = Checkpoints(tmp_path / "run" / "checkpoints", 2)
+    assert bool(saved.all()) == (every == 1)
+    for step in saved.all():
+        assert step < int(re.search(r"loss of step (\d+)", said[0])[1])
