@@ -27,7 +27,7 @@ class MultimodalVAE(nn.Module):
     """Experts and one decoder per modality around one latent space.
 
     The prior is N(0, I), or where the family says so a Laplace distribution with a scale that is learnt. Networks of
-    modalities that are alike run as one (`Stacked`); then one entry of `encoders` or `decoders` holds several.
+    modalities that are alike may run as one (`Bank`).
     """
 
     def __init__(self, modalities: Mapping[str, Modality], latent: int, family: Posterior | None = None) -> None:
@@ -66,14 +66,14 @@ class MultimodalVAE(nn.Module):
         What lies between the networks stays as it is: which rows a network sees is known to the host, step by step.
         """
         self.bucket = bucket
-        for network in (*self.encoders.values(), *self.decoders.values()):
-            network.compile(**options)
+        self.encoders.compile_all(**options)
+        self.decoders.compile_all(**options)
 
     def single_experts(self) -> Iterator[nn.Parameter]:
         """The parameters of the experts that look at one modality alone."""
-        for names, network in self.encoders.entries():
-            if len(self._experts[names[0]].inputs) == 1:
-                yield from network.parameters()
+        for name, expert in self._experts.items():
+            if len(expert.inputs) == 1:
+                yield from self.encoders[name].parameters()
 
     def prior(self, device: torch.device) -> Distribution:
         """p(z): (1, Z)."""
@@ -89,10 +89,11 @@ class MultimodalVAE(nn.Module):
         """
         anchor = torch.zeros((), device=batch.row_B.device)
         means, raws, places = [], [], []
-        for names, network in self.encoders.entries():
-            seen = [_rows_with(batch, self._experts[name].inputs) for name in names]
+        inputs = {name: _rows_with(batch, expert.inputs) for name, expert in self._experts.items()}
+        for names in self.encoders.groups({name: len(rows) for name, (rows, _) in inputs.items()}):
+            seen = [inputs[name] for name in names]
             ragged = Ragged([len(rows) for rows, _ in seen], self.bucket)
-            outputs = network(*ragged.padded([values for _, values in seen]))
+            outputs = self.encoders.run(names, ragged.padded([values for _, values in seen]))
             mu, raw = (ragged.flat(output.float()) for output in outputs)
             if not ragged.total:  # the network ran on zero rows; nothing of it may count, not even a NaN
                 anchor = anchor + _nothing(mu) + _nothing(raw)
@@ -118,11 +119,9 @@ class MultimodalVAE(nn.Module):
         context, anchor = self._context(batch)
         wanted_MP = wanted_TBM.reshape(terms * rows, -1).T
         pairs_of = {name: np.flatnonzero(wanted_MP[columns[name]]) for name in self.generated}
-        raggeds = [Ragged([len(pairs_of[name]) for name in names], self.bucket) for names in self.decoders.groups]
-        index = [
-            ragged.index([pairs_of[n] for n in names])
-            for names, ragged in zip(self.decoders.groups, raggeds, strict=True)
-        ]
+        groups = self.decoders.groups({name: len(pairs) for name, pairs in pairs_of.items()})
+        raggeds = [Ragged([len(pairs_of[name]) for name in names], self.bucket) for names in groups]
+        index = [ragged.index([pairs_of[n] for n in names]) for names, ragged in zip(groups, raggeds, strict=True)]
         # one gather for all decoders: each would have a gradient of z's whole size of its own
         together = _on(np.concatenate([some.ravel() for some in index]), z_flat.device)
         z_all = z_flat.index_select(0, together)
@@ -130,10 +129,10 @@ class MultimodalVAE(nn.Module):
             z_all = torch.cat([z_all, context.index_select(0, together % rows)], 1)
         scores, places = [], []
         z_parts = z_all.split([some.size for some in index])
-        for (names, decoder), ragged, some, z in zip(self.decoders.entries(), raggeds, index, z_parts, strict=True):
+        for names, ragged, some, z in zip(groups, raggeds, index, z_parts, strict=True):
             pairs = [pairs_of[name] for name in names]
-            z = z.to(next(decoder.parameters()).dtype)
-            parameters = ragged.flat(decoder(z.view(*some.shape, -1)))
+            z = z.to(next(self.decoders[names[0]].parameters()).dtype)
+            parameters = ragged.flat(self.decoders.run(names, [z.view(*some.shape, -1)]))
             if not ragged.total:
                 anchor = anchor + _nothing(parameters)
                 continue
@@ -208,7 +207,7 @@ class MultimodalVAE(nn.Module):
         """
         context, _ = self._context(batch)
         z = z_BZ if context is None else torch.cat([z_BZ, context], 1)
-        parameters: Tensor = self.decoders.alone(name, z.to(next(self.decoders.parameters()).dtype))
+        parameters: Tensor = self.decoders[name](z.to(next(self.decoders[name].parameters()).dtype))
         return parameters
 
 

@@ -5,8 +5,8 @@ Shape legend: N networks, R rows of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from operator import itemgetter
+import copy
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,71 +14,73 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils._pytree import tree_map
 
 FEWEST = 4
-"""Networks that are stacked; fewer gain nothing."""
+"""Networks that are worth a stack."""
+IN_CACHE = 10_000
+"""Rows times features of the widest layer up to which a CPU gains by batched products.
+
+Beyond them what lies between the products of all networks no longer fits into its cache, that of one network does.
+"""
 STACKABLE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.SiLU, nn.Flatten, nn.Unflatten)
 """Layers of which stacked networks are made: convolutions would become grouped ones, which are slower."""
 
 
-class Stacked(nn.Module):
-    """N networks of one structure as one: (N, R, …) -> (N, R, …), network n on the rows [n]."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        """The networks' own parameters, stacked: (N, …) each; weights of linear layers as (N, inputs, outputs).
-
-        That is how the batched product takes them, and how their gradients come, so nothing has to be copied.
-        """
-        super().__init__()
-        linear = {f"{name}.weight" for name, layer in networks[0].named_modules() if isinstance(layer, nn.Linear)}
-        self._turned = {name: name in linear for name, _ in networks[0].named_parameters()}
-        for name, turned in self._turned.items():
-            together = torch.stack([network.get_parameter(name).detach() for network in networks])
-            stored = together.transpose(1, 2).contiguous() if turned else together
-            self.register_parameter(name.replace(".", "__"), nn.Parameter(stored))
-        self._one = (networks[0].to("meta"),)  # in a tuple it is no submodule: its parameters are placeholders
-
-    def forward(self, *inputs: Tensor) -> Any:
-        own = {name: getattr(self, name.replace(".", "__")) for name in self._turned}
-        parameters = {name: own[name].transpose(1, 2) if turned else own[name] for name, turned in self._turned.items()}
-        return torch.vmap(lambda own, *rows: functional_call(self._one[0], own, rows))(parameters, *inputs)
-
-
 class Bank(nn.ModuleDict):
-    """Networks by name; those that are alike are one entry, named after the first."""
+    """Networks by name, of which those that are alike may run as one."""
 
     def __init__(self, networks: Mapping[str, nn.Module], kinds: Mapping[str, Hashable]) -> None:
         """`kinds`: networks of one kind have the same structure."""
+        super().__init__(networks)
         alike: dict[Hashable, list[str]] = {}
         for name, network in networks.items():
             alike.setdefault(kinds[name] if _stackable(network) else (name,), []).append(name)
-        self.groups = [
-            group for names in alike.values() for group in ([names] if len(names) >= FEWEST else [[n] for n in names])
-        ]
-        """The names behind each entry."""
-        super().__init__(
-            {
-                group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more": networks[group[0]]
-                if len(group) == 1
-                else Stacked([networks[name] for name in group])
-                for group in self.groups
-            }
-        )
+        self._alike = list(alike.values())
+        self._one: dict[str, nn.Module] = {}
+        """By the first of its networks what a stack computes; its parameters are placeholders."""
+        self._own: dict[str, dict[str, list[Tensor]]] = {}
+        """The parameters that take their places: by name, of each network."""
+        for first, *others in self._alike:
+            if 1 + len(others) >= FEWEST:
+                self._one[first] = copy.deepcopy(networks[first]).to("meta")
+                members = [networks[name] for name in (first, *others)]
+                keys = [key for key, _ in members[0].named_parameters()]
+                self._own[first] = {key: [member.get_parameter(key) for member in members] for key in keys}
+        self._batched = _batched
 
-    def entries(self) -> Iterator[tuple[list[str], nn.Module]]:
-        """(names, the network or the stack of networks) one after the other."""
-        return zip(self.groups, self.values(), strict=True)
+    def groups(self, rows: Mapping[str, int]) -> list[list[str]]:
+        """Which networks run together in this step, from the rows of each; most run by themselves."""
+        found = []
+        for names in self._alike:
+            if names[0] in self._one and self._pays(names, max(rows[name] for name in names)):
+                found.append(names)
+            else:
+                found += [[name] for name in names]
+        return found
 
-    def alone(self, name: str, *inputs: Tensor) -> Any:
-        """What the network of this name alone makes of (R, …). Raises KeyError."""
-        for names, network in self.entries():
-            if name in names:
-                if len(names) == 1:
-                    return network(*inputs)
-                outputs = network(*(value.expand(len(names), *value.shape) for value in inputs))
-                return tree_map(itemgetter(names.index(name)), outputs)
-        raise KeyError(name)
+    def _pays(self, names: Sequence[str], rows: int) -> bool:
+        weight = next(self[names[0]].parameters())
+        if hasattr(weight, "ds_id"):  # ZeRO 3 gathers a network's parameters when it is called by itself
+            return False
+        width = max(layer.out_features for layer in self[names[0]].modules() if isinstance(layer, nn.Linear))
+        return not weight.is_cpu or rows * width <= IN_CACHE
+
+    def run(self, names: Sequence[str], inputs: Sequence[Tensor]) -> Any:
+        """What networks of a group make of their rows: of several (N, R, …), of one (R, …)."""
+        if len(names) == 1:
+            return self[names[0]](*inputs)
+        stacked = {key: torch.stack(parameters) for key, parameters in self._own[names[0]].items()}
+        return self._batched(self._one[names[0]], stacked, *inputs)
+
+    def compile_all(self, **options: Any) -> None:
+        """Have torch.compile make the code of each network, and of those that run as one."""
+        for network in self.values():
+            network.compile(**options)
+        self._batched = torch.compile(_batched, **options)
+
+
+def _batched(one: nn.Module, stacked: dict[str, Tensor], *inputs: Tensor) -> Any:
+    return torch.vmap(lambda own, *rows: functional_call(one, own, rows))(stacked, *inputs)
 
 
 def _stackable(network: nn.Module) -> bool:

@@ -69,7 +69,7 @@ class Row:
 
     def network(self, name: str, *inputs: int) -> Normal:
         """q_name(z | these modalities)."""
-        mu, raw = self.model.encoders.alone(name, *(self.values[m][None] for m in inputs))
+        mu, raw = self.model.encoders[name](*(self.values[m][None] for m in inputs))
         variance = raw[0].exp()
         if self.system == "mvae-q" and self.count > 1:  # MVAE supplement C: V = N / (N - 1) sigm(V)
             variance = self.count / (self.count - 1) * raw[0].sigmoid()
@@ -100,7 +100,7 @@ class Row:
         for m in self.present:
             name = self.names[m]
             weight = self.objective.lambda_.get(name, 1.0) * (1.0 if m in targets else self.objective.cross)
-            parameters = self.model.decoders.alone(name, z[None])[0]
+            parameters = self.model.decoders[name](z[None])[0]
             total = total + weight * log_likelihood(self.model.modalities[name], parameters, self.values[m])
         return total
 

@@ -147,9 +147,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_is_never_saved(
     })  # fmt: skip
     said = ranks.run(blow_up, run, tmp_path / "run")
     assert said[0] == said[1]
-    assert re.search(r"the loss of step \d+ is not finite and nothing of it is saved; rows: digit\d+", said[0]), said[
-        0
-    ]
+    assert re.search(r"the loss of step \d+ is not finite and nothing of it is saved; rows: digit\d+", said[0]), said[0]
     saved = Checkpoints(tmp_path / "run" / "checkpoints", 2)
     assert bool(saved.all()) == (every == 1)
     for step in saved.all():
