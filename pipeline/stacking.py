@@ -36,17 +36,26 @@ class Bank(nn.ModuleDict):
         for name, network in networks.items():
             alike.setdefault(kinds[name] if _stackable(network) else (name,), []).append(name)
         self._alike = list(alike.values())
-        self._one: dict[str, nn.Module] = {}
+        self._one = {
+            names[0]: copy.deepcopy(networks[names[0]]).to("meta") for names in self._alike if len(names) >= FEWEST
+        }
         """By the first of its networks what a stack computes; its parameters are placeholders."""
-        self._own: dict[str, dict[str, list[Tensor]]] = {}
+        self._own = self._find_own()
         """The parameters that take their places: by name, of each network."""
-        for first, *others in self._alike:
-            if 1 + len(others) >= FEWEST:
-                self._one[first] = copy.deepcopy(networks[first]).to("meta")
-                members = [networks[name] for name in (first, *others)]
-                keys = [key for key, _ in members[0].named_parameters()]
-                self._own[first] = {key: [member.get_parameter(key) for member in members] for key in keys}
         self._batched = _batched
+
+    def _find_own(self) -> dict[str, dict[str, list[Tensor]]]:
+        stacks = {names[0]: [self[name] for name in names] for names in self._alike if names[0] in self._one}
+        return {
+            first: {key: [member.get_parameter(key) for member in members] for key, _ in members[0].named_parameters()}
+            for first, members in stacks.items()
+        }
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Where a device or precision is changed, parameters may become others."""
+        super()._apply(fn, recurse)
+        self._own = self._find_own()
+        return self
 
     def groups(self, rows: Mapping[str, int]) -> list[list[str]]:
         """Which networks run together in this step, from the rows of each; most run by themselves."""
