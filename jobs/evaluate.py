@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from infra.distributed import is_worker, launch
 from jobs.arguments import closing_json, find_run, parse, split_name
-from pipeline.config import check
+from pipeline.settings import check
 
 
 @dataclass(frozen=True)

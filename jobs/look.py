@@ -72,8 +72,8 @@ def main(arguments: list[str]) -> int:
     options = parse("inspect DIR", Options, rest, about=__doc__)
     from rich.console import Console
 
-    from pipeline.config import Pairing
     from pipeline.manifest import open_manifest
+    from pipeline.settings import Pairing
 
     pairing = Pairing(
         view=options.view or "declared", fraction=options.fraction, keep=options.keep,

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 
 from infra.errors import UserError, nearest
 from jobs.arguments import RUNS, closing_json, parse
-from pipeline.config import Tracking, check
+from pipeline.settings import Tracking, check
 
 ALWAYS = ("name", "status", "start")
 USUAL = ("pairing.fraction", "objective.k", "objective.lambda.label", "val/elbo")

@@ -28,8 +28,8 @@ from infra.errors import UserError, nearest
 from jobs import cli
 from jobs.arguments import closing_json, parse, split_name
 from jobs.submitted import HINTS, LOG, RECORD, RECORDS, directories, find, look, process, write
-from pipeline.config import check
 from pipeline.recipes import RECIPES, SWEEPS, recipe, sweep
+from pipeline.settings import check
 
 
 @dataclass(frozen=True)

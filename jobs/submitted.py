@@ -17,7 +17,7 @@ from infra.errors import nearest
 from infra.preemption import REQUEUE
 from jobs import cli
 from jobs.arguments import RUNS
-from pipeline.config import check
+from pipeline.settings import check
 
 RECORDS = RUNS / "jobs"
 RECORD, LOG, EXIT = "job.json", "log.txt", "exit"

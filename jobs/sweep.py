@@ -23,9 +23,10 @@ from infra.errors import UserError, nearest
 from infra.storage import absolute
 from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
 from pipeline import config
-from pipeline.config import Run, check
+from pipeline.config import Run
 from pipeline.recipes import SWEEPS, sweep
 from pipeline.recipes.sweep import Sweep
+from pipeline.settings import check
 from pipeline.sweep_table import Baseline, Trial, best_trials, draw, show, write_csv
 
 PLAN = "sweep.json"

@@ -22,8 +22,9 @@ from infra.errors import UserError
 from infra.preemption import REQUEUE
 from jobs.arguments import RUNS, closing_json, early_options, find_run, parse, refuse_changes, split_name
 from pipeline import config
-from pipeline.config import Run, check
+from pipeline.config import Run
 from pipeline.recipes import RECIPES, recipe
+from pipeline.settings import check
 
 if TYPE_CHECKING:
     from pipeline.train import Result

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jobs.look import Options
-    from pipeline.config import Pairing
     from pipeline.manifest import Manifest
     from pipeline.pairing import View
+    from pipeline.settings import Pairing
 
 TOGETHER = 4096
 """Rows of the stream that are worked out at a time."""

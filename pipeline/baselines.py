@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.collate import Collator
-from pipeline.config import Pairing, Run
+from pipeline.config import Run
 from pipeline.manifest import Manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing
 from pipeline.stream import Refs
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import xxhash
 
 from infra.errors import UserError
-from pipeline.config import Pairing
 from pipeline.manifest import Manifest
 from pipeline.order import mix, seed_of
 from pipeline.rows import Rows
+from pipeline.settings import Pairing
 
 CHUNK = 2**18
 """Samples that are looked at together when a view is made."""

@@ -14,8 +14,8 @@ import torch
 from infra.checkpoint import Checkpoint
 from infra.distributed import World
 from pipeline.batch import Batch
-from pipeline.config import Training
 from pipeline.objectives.terms import Terms
+from pipeline.settings import Training
 
 
 @dataclass

@@ -16,9 +16,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.errors import UserError
 from infra.storage import absolute
-from pipeline.config import Pairing, check
 from pipeline.manifest import open_manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing, check
 from pipeline.shards import Corrupt, Reader
 from pipeline.stream import Refs, Share, Stream
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from modalities import AnyModality, Attributes, Label
 from pipeline.batch import Batch
-from pipeline.config import Objective, Run
+from pipeline.config import Run
 from pipeline.corpora import celeba as official
 from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
 from pipeline.recipes import recipe
+from pipeline.settings import Objective
 from pipeline.train import build
 
 SIZE = 100

@@ -19,9 +19,9 @@ from pipeline.benchmarks import Progress
 from pipeline.benchmarks.data import corpus
 from pipeline.benchmarks.harness import Outcome, alternate, drawing, one_thread
 from pipeline.collate import Collator, prefetch
-from pipeline.config import Pairing
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing
 from pipeline.stream import Share, Stream
 from pipeline.writing import write
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.config import Objective
 from pipeline.objectives.plan import Plan
 from pipeline.objectives.subsampled import cut, drawn_subsets, targets
 from pipeline.posteriors import Posterior
+from pipeline.settings import Objective
 
 
 def mixtures(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:

@@ -9,10 +9,10 @@ from itertools import combinations
 
 import numpy as np
 
-from pipeline.config import Objective
 from pipeline.objectives.plan import Plan, joint_plan
 from pipeline.objectives.subsampled import targets
 from pipeline.posteriors import Posterior
+from pipeline.settings import Objective
 
 
 def joint_only(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:

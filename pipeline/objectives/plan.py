@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from pipeline.config import Bound, Gradient
 from pipeline.noise import normal
 from pipeline.posteriors import Posterior, Recipe
+from pipeline.settings import Bound, Gradient
 
 NO_PAIRS = np.empty((0, 2), np.int64)
 

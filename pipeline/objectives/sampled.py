@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Objective
 from pipeline.experts import mixture_log_prob
 from pipeline.objectives.plan import Plan, Sampling
 from pipeline.posteriors import Posterior
 from pipeline.scores import Densities, Scores
+from pipeline.settings import Objective
 
 MOST_RATIO = 30.0
 """log q_i(z_j) / q_j(z_j) is cut off here: the exponential of more would drown everything else in float32."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.config import Objective
 from pipeline.objectives.plan import Plan
 from pipeline.order import seed_of
 from pipeline.posteriors import Posterior
+from pipeline.settings import Objective
 
 
 def random_subsets(count: int, modalities: int, seed: int, step: int) -> np.ndarray:

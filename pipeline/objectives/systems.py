@@ -30,7 +30,7 @@ from functools import cache
 import numpy as np
 
 from infra.errors import UserError
-from pipeline.config import Objective, Run
+from pipeline.config import Run
 from pipeline.objectives.mixed import mixture_joint, mixtures, mopoe, mopoe_joint
 from pipeline.objectives.paired import (
     bivcca,
@@ -57,6 +57,7 @@ from pipeline.posteriors import (
     Quotients,
     Substitutes,
 )
+from pipeline.settings import Objective
 
 Planner = Callable[[np.ndarray, Objective, Posterior, int, int], Plan]
 """(present_BM, objective, posterior, seed, step) -> the terms of a batch."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Batch
-from pipeline.config import Objective
 from pipeline.objectives.plan import Plan
 from pipeline.objectives.sampled import averaged, bound
 from pipeline.scores import Densities, Scores
+from pipeline.settings import Objective
 
 
 @dataclass(frozen=True)

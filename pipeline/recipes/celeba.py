@@ -15,8 +15,9 @@ steps as the whole: give --steps for fewer.
 
 from __future__ import annotations
 
-from pipeline.config import Model, Objective, Optim, Run, Training
+from pipeline.config import Run
 from pipeline.corpora.celeba import MODALITIES
+from pipeline.settings import Model, Objective, Optim, Training
 
 BATCH = 100
 EPOCH = round(162_770 / BATCH)

@@ -11,9 +11,10 @@ small cross weight rather than none or a full one, and a quarter rather than hal
 
 from __future__ import annotations
 
-from pipeline.config import Model, Objective, Optim, Pairing, Run, Training
+from pipeline.config import Run
 from pipeline.corpora.digits import MODALITIES
 from pipeline.recipes.sweep import Sweep
+from pipeline.settings import Model, Objective, Optim, Pairing, Training
 
 BOTH = "accuracy/label_given_top_bottom"
 TOP = "accuracy/label_given_top"

@@ -15,8 +15,9 @@ label is 1, as in the paper's earlier version (section 4.1); the published one h
 
 from __future__ import annotations
 
-from pipeline.config import Model, Objective, Optim, Run, Training
+from pipeline.config import Run
 from pipeline.corpora.mnist import MODALITIES
+from pipeline.settings import Model, Objective, Optim, Training
 
 BATCH = 100
 EPOCH = 50_000 // BATCH

@@ -17,9 +17,9 @@ import pytest
 from jobs import look
 from jobs.cli import main
 from pipeline import verifying
-from pipeline.config import Pairing
 from pipeline.manifest import BLOCK, Manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing
 from pipeline.stream import Stream
 from tests.infra.servers import Faulty
 from tests.pipeline.tiny import MODALITIES, NAMES, held, make

@@ -11,10 +11,10 @@ from torch import nn
 
 from modalities import AnyModality, Attributes, Image, Label, Modality
 from pipeline.batch import Batch
-from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import SYSTEMS
 from pipeline.objectives.terms import Terms, combine
+from pipeline.settings import Objective
 
 LATENT = 5
 

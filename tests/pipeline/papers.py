@@ -16,8 +16,8 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from modalities import Label, Modality
 from pipeline.batch import Batch
-from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
+from pipeline.settings import Objective
 from tests.pipeline.batches import value_of
 
 TIED = {

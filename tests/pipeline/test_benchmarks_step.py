@@ -15,11 +15,12 @@ from torch import nn
 from modalities import Attributes, Image, Label
 from pipeline.batch import Batch
 from pipeline.benchmarks import cases, growth, multivae, step
-from pipeline.config import Objective, Run
+from pipeline.config import Run
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.plan import Plan
 from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
+from pipeline.settings import Objective
 from pipeline.train import build
 from tests.pipeline.batches import assert_close, counted, gradients, networks
 

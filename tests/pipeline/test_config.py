@@ -14,24 +14,10 @@ import pytest
 
 from infra.errors import UserError
 from modalities import Image, Label
-from pipeline.config import (
-    Engine,
-    Model,
-    Objective,
-    Optim,
-    Pairing,
-    Run,
-    Tracking,
-    Training,
-    flatten,
-    from_dict,
-    load,
-    override,
-    save,
-    to_dict,
-)
+from pipeline.config import Run, flatten, from_dict, load, override, save, to_dict
 from pipeline.recipes import RECIPES, SWEEPS, recipe, sweep
 from pipeline.recipes.sweep import Sweep
+from pipeline.settings import Engine, Model, Objective, Optim, Pairing, Tracking, Training
 
 RUN = Run(
     recipe="toy",

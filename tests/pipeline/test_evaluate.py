@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from infra.distributed import World
 from modalities import Image, Label
 from pipeline.batch import Batch
-from pipeline.config import Model, Objective, Run, Training
+from pipeline.config import Run
 from pipeline.corpora.corpus import Entry
 from pipeline.evaluate import evaluate, metric_names
 from pipeline.evaluate.classification import accuracy_names, label_accuracy, subsets
@@ -23,6 +23,7 @@ from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
+from pipeline.settings import Model, Objective, Training
 from pipeline.writing import write
 from tests.pipeline.batches import LATENT, batch_of, patterns, small_model, value_of
 from tests.pipeline.tiny import given

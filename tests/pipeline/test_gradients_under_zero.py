@@ -20,13 +20,14 @@ from infra import distributed
 from modalities import Attributes
 from pipeline.batch import Batch
 from pipeline.collate import Collator
-from pipeline.config import Objective, Run
+from pipeline.config import Run
 from pipeline.engine import Engine
 from pipeline.manifest import open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
 from pipeline.objectives.subsampled import random_subsets
 from pipeline.objectives.systems import SYSTEMS
+from pipeline.settings import Objective
 from pipeline.stream import rows_for_rank
 from pipeline.train import _score, build
 from tests.pipeline.batches import batch_of, patterns, score

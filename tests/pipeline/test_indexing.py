@@ -15,12 +15,12 @@ import webdataset
 
 from infra.errors import UserError
 from pipeline.collate import Collator
-from pipeline.config import Pairing
 from pipeline.corpora.digits import DIGITS
 from pipeline.indexing import Findings, Indexed, index
 from pipeline.manifest import NAME, open_manifest
 from pipeline.pairing import view
 from pipeline.rules import Rules
+from pipeline.settings import Pairing
 from pipeline.shards import Reader
 from pipeline.stream import Stream, in_order
 from pipeline.verifying import verify

@@ -19,11 +19,12 @@ from infra.distributed import World
 from infra.errors import UserError
 from modalities import Image, Label
 from pipeline.collate import Collator
-from pipeline.config import Engine, Model, Pairing, Run, Tracking, Training, from_dict, override, to_dict
+from pipeline.config import Run, from_dict, override, to_dict
 from pipeline.corpora.corpus import Entry
 from pipeline.data import training_stream
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import mixture, view
+from pipeline.settings import Engine, Model, Pairing, Tracking, Training
 from pipeline.stream import Refs, Share, Stream
 from pipeline.train import _last_checkpoint, train
 from pipeline.writing import write

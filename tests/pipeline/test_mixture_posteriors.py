@@ -14,13 +14,13 @@ from torch.distributions import Laplace as TorchLaplace
 from torch.distributions import Normal
 
 from pipeline.batch import Batch
-from pipeline.config import Bound, Gradient, Objective
 from pipeline.evaluate.importance import log_likelihood
 from pipeline.experts import Gaussian, Laplace, Mixture
 from pipeline.objectives.plan import Plan, Sampling
 from pipeline.objectives.sampled import bound, mmvae
 from pipeline.posteriors import LaplaceMixtures
 from pipeline.scores import Densities
+from pipeline.settings import Bound, Gradient, Objective
 from tests.pipeline.batches import LATENT, batch_of, small_model, some_modalities
 from tests.pipeline.mixtures import evidence, parabola
 from tests.pipeline.test_linear_gaussian import ROWS, World, Z

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Bound, Gradient, Objective
 from pipeline.experts import Laplace, Mixture
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.sampled import mmvae, mmvae_joint
 from pipeline.objectives.terms import metrics
+from pipeline.settings import Bound, Gradient, Objective
 from tests.pipeline.batches import (
     LATENT,
     assert_close,

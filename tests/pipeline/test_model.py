@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.batch import Batch, empty_batch
-from pipeline.config import Objective
 from pipeline.objectives.plan import Plan, joint_plan
+from pipeline.settings import Objective
 from tests.pipeline.batches import (
     LATENT,
     assert_close,

@@ -14,9 +14,9 @@ import torch
 
 from modalities import Attributes, Image, Label, Text
 from pipeline.batch import Batch
-from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import SYSTEMS
+from pipeline.settings import Objective
 from tests.pipeline.batches import patterns, score
 
 META = torch.device("meta")

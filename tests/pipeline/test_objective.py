@@ -12,13 +12,13 @@ from torch import Tensor
 
 from modalities import Label
 from pipeline.batch import Batch
-from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
 from pipeline.objectives.plan import Plan, joint_plan
 from pipeline.objectives.subsampled import random_subsets, subsampled
 from pipeline.objectives.terms import beta_at, combine
 from pipeline.posteriors import Products
+from pipeline.settings import Objective
 from tests.pipeline.batches import (
     assert_close,
     batch_of,

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Pairing
 from pipeline.order import CHUNK, WINDOW, mix, permute, seed_of, shuffle
 from pipeline.pairing import Pool, View, view
+from pipeline.settings import Pairing
 from pipeline.stream import Share, Stream
 from tests.pipeline.tiny import MODALITIES, NAMES, bare
 

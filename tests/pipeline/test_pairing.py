@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from pipeline.config import Pairing
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.pairing import View, _weights, is_pair, key_hashes, portions, view
+from pipeline.settings import Pairing
 from pipeline.stream import Stream
 from tests.pipeline.tiny import MODALITIES, NAMES, held, make
 

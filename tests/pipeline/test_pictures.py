@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from modalities import AnyModality, Attributes, Image, Label
-from pipeline.config import Model, Run
+from pipeline.config import Run
 from pipeline.corpora.corpus import Entry
 from pipeline.manifest import open_manifest
 from pipeline.pictures import _coloured, cross_generations
+from pipeline.settings import Model
 from pipeline.train import build
 from pipeline.writing import write
 from tests.pipeline.tiny import given

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Pairing
 from pipeline.pairing import view
 from pipeline.rows import Rows
+from pipeline.settings import Pairing
 
 MASKS = st.builds(  # with runs of nothing and of everything that are longer than a word
     lambda pieces: np.repeat([one for one, _ in pieces], [length for _, length in pieces]).astype(bool),

@@ -17,10 +17,10 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from infra.errors import UserError
-from pipeline.config import Pairing
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import view
 from pipeline.samples import Samples
+from pipeline.settings import Pairing
 from pipeline.stream import Stream
 from pipeline.writing import write
 from tests.infra.servers import Faulty

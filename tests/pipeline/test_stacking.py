@@ -12,9 +12,9 @@ from torch import nn
 from modalities import AnyModality, Attributes, Image, Label
 from pipeline import stacking
 from pipeline.batch import Batch
-from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import SYSTEMS
+from pipeline.settings import Objective
 from pipeline.stacking import FEWEST, Bank, Ragged
 from tests.pipeline.batches import LATENT, assert_close, batch_of, gradients, patterns, score
 

@@ -18,9 +18,9 @@ import torch
 from infra.errors import UserError
 from modalities import Image, Label
 from pipeline.collate import Collator, Waiting, prefetch
-from pipeline.config import Pairing
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing
 from pipeline.stream import PADDING, Refs, Stream, in_order, rows_for_rank
 from tests.pipeline.tiny import MODALITIES, NAMES, fits, held, make, value
 

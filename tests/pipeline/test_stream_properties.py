@@ -16,9 +16,9 @@ from hypothesis.extra.numpy import arrays
 
 from infra.errors import UserError
 from modalities import Label
-from pipeline.config import Pairing
 from pipeline.manifest import Manifest
 from pipeline.pairing import Pool, View, is_pair, key_hashes, mixture
+from pipeline.settings import Pairing
 from pipeline.stream import Refs, Share, Stream, rows_for_rank
 from tests.pipeline.tiny import bare
 

@@ -11,13 +11,13 @@ import torch
 from modalities import Attributes, Image, Label
 from modalities.networks import parameter_count
 from pipeline.batch import empty_batch
-from pipeline.config import Objective
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
 from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.subsampled import random_subsets
 from pipeline.objectives.systems import SYSTEMS
 from pipeline.objectives.terms import metrics
+from pipeline.settings import Objective
 from tests.pipeline.batches import (
     assert_close,
     batch_of,

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from pipeline.batch import Batch
 from pipeline.collate import Collator
-from pipeline.config import Pairing
 from pipeline.indexing import index
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import view
 from pipeline.rules import Rules
+from pipeline.settings import Pairing
 from pipeline.shards import Corrupt, Reader
 from pipeline.stream import Stream, in_order
 from pipeline.verifying import verify

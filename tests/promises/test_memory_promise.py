@@ -19,7 +19,7 @@ import json, os, sys
 from pathlib import Path
 
 from pipeline.collate import Collator, prefetch
-from pipeline.config import Pairing
+from pipeline.settings import Pairing
 from pipeline.manifest import open_manifest
 from pipeline.pairing import view
 from pipeline.stream import Share, Stream

@@ -16,13 +16,14 @@ from infra.distributed import World
 from modalities import AnyModality
 from pipeline.batch import Batch
 from pipeline.collate import Collator
-from pipeline.config import Engine, Pairing, Run, Training
+from pipeline.config import Run
 from pipeline.corpora.corpus import Entry, Values
 from pipeline.corpora.digits import DIGITS
 from pipeline.corpora.digits import MODALITIES as PARTS
 from pipeline.data import training_stream
 from pipeline.manifest import open_manifest
 from pipeline.pairing import Pool, view
+from pipeline.settings import Engine, Pairing, Training
 from pipeline.stream import Share, Stream, rows_for_rank
 from pipeline.train import _read_ahead
 from pipeline.writing import write

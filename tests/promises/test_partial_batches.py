@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.config import Objective
 from pipeline.objectives.terms import Terms
+from pipeline.settings import Objective
 from tests.pipeline.batches import assert_close, batch_of, gradients, patterns, score, small_model, some_modalities
 
 KINDS = some_modalities(3)

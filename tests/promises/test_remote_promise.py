@@ -15,9 +15,9 @@ from infra.errors import UserError
 from infra.storage import remote, requests
 from pipeline.batch import Batch
 from pipeline.collate import Collator, prefetch
-from pipeline.config import Pairing
 from pipeline.manifest import open_manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing
 from pipeline.stream import Share, Stream
 from tests.infra.servers import Faulty, FileServer
 from tests.pipeline.tiny import MODALITIES, NAMES, make

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Pairing
 from pipeline.corpora.digits import MODALITIES
 from pipeline.manifest import NAME, Manifest, open_manifest
 from pipeline.pairing import view
+from pipeline.settings import Pairing
 from pipeline.stream import Refs, Stream
 from tests.pipeline.tiny import bare
 
