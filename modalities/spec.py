@@ -58,7 +58,7 @@ class Modality(ABC):
     def features(self) -> tuple[nn.Module, int]:
         """A network (B, …) -> (B, H) for an expert that sees other modalities too, and H.
 
-        Raises NotImplementedError where the kind has none: it then takes part in products of experts only.
+        Raises NotImplementedError where the kind has none: systems of one expert per modality do without.
         """
         raise NotImplementedError(f"{type(self).__name__} has no features for a network that sees several modalities")
 

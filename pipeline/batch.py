@@ -63,6 +63,11 @@ class Batch:
         return replace(self, values=values, rows_of=rows_of, present_BM=self.present_BM & shown)
 
 
+def on_device(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """An array as a tensor on a device, without waiting for what the device is doing."""
+    return torch.from_numpy(array).to(device, dtype, non_blocking=True)
+
+
 def empty_batch(modalities: Mapping[str, Modality], device: torch.device) -> Batch:
     """One row that has no modality and weighs nothing."""
     return Batch(

@@ -17,6 +17,7 @@ def check_data(run: Run) -> Manifest:
         raise UserError(
             f"train.best: model.system = {run.model.system} has no validation metric {run.train.best!r}"
             + nearest(run.train.best, known)
+            + " (every system has val/elbo)"
         )
     manifest = open_manifest(run.data)
     for split in ("train", "val"):

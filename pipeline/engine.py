@@ -7,6 +7,7 @@ end. Whole parameters and optimizer moments go in and out, so a run may continue
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from infra.distributed import World
+from infra.errors import UserError
 from pipeline.batch import empty_batch
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.plan import joint_plan
-from pipeline.objectives.systems import SYSTEMS
+from pipeline.objectives.systems import SYSTEMS, switch_step
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKETS = 8
@@ -62,6 +64,7 @@ class Engine:
         if state is not None:  # before DeepSpeed copies and partitions them
             model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
         if run.engine.compile:
+            _check_compiler(world.device)
             model.compile_networks(max(1, run.train.batch // (world.size * run.engine.accumulate * BUCKETS)))
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -73,8 +76,13 @@ class Engine:
             kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if world.device.type == "cuda" else "gloo")],
         )
         optimizer = torch.optim.Adam(_groups(model, run), lr=run.optim.lr, betas=run.optim.betas, fused=True)
+        self._frozen = False
+        for parameter in (p for group in optimizer.param_groups[1:] for p in group["params"]):
+            parameter.register_hook(self._unless_frozen)
         self.module, _ = self.accelerator.prepare(model, optimizer)
         self._adam = optimizer
+        if run.engine.zero_stage == 0 and run.engine.precision == "fp32":  # elsewhere DeepSpeed lays parameters out
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: a quarter faster
         if self.accelerator.state.distributed_type != DistributedType.DEEPSPEED or not isinstance(
             self.module, deepspeed.DeepSpeedEngine
         ):
@@ -92,10 +100,25 @@ class Engine:
         """DeepSpeed's ZeRO stage as it really runs."""
         return int(self.module.zero_optimization_stage())
 
-    def freeze(self, rest: bool) -> None:
-        """Whether the next steps leave all but the experts of single modalities as they are (systems of two stages)."""
-        if len(self._adam.param_groups) > 1:
-            self._adam.param_groups[1]["lr"] = 0.0 if rest else self.run.optim.lr
+    def enter(self, step: int) -> None:
+        """Set the learning rates of a step, which differ in a system of two stages only.
+
+        In the second, all but the experts of single modalities have a rate of zero, and a gradient of zero, which
+        counts in no norm. The experts begin: Adam has counted the steps in which they had nothing to learn, and what it
+        would correct its moments by is put right.
+        """
+        if len(self._adam.param_groups) == 1:
+            return
+        rate, (b1, b2), first = self.run.optim.lr, self.run.optim.betas, switch_step(self.run)
+        self._frozen = step >= first
+        if self._frozen:
+            taken, counted = step - first + 1, step + 1
+            rate *= math.sqrt(1 - b2**taken) / (1 - b1**taken) * (1 - b1**counted) / math.sqrt(1 - b2**counted)
+        self._adam.param_groups[0]["lr"] = rate
+        self._adam.param_groups[1]["lr"] = 0.0 if self._frozen else self.run.optim.lr
+
+    def _unless_frozen(self, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient) if self._frozen else gradient
 
     def step(self, loss: Tensor) -> None:
         """Backward through a micro-batch's loss; after a step's last one the optimizer moves and gradients are zeroed.
@@ -192,6 +215,19 @@ class Engine:
         noise = torch.zeros((1, 1, model.latent), device=self.world.device)
         anchor: Tensor = self.module(batch, joint_plan(batch.present_BM, model.family), noise).anchor
         return anchor
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile has no C++ compiler to turn to."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(
+            "engine.compile needs a C++ compiler, and none is found: install g++, set CXX, or leave engine.compile out"
+        ) from None
 
 
 def _groups(model: MultimodalVAE, run: Run) -> list[dict[str, list[nn.Parameter]]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modalities import Modality
 from modalities.networks import JointEncoder, as_input
-from pipeline.batch import Batch
+from pipeline.batch import Batch, on_device
 from pipeline.experts import Gaussian, Laplace, Mixture
 from pipeline.objectives.plan import Plan
 from pipeline.posteriors import Distribution, Expert, Posterior, Products, Recipe, log_scale
@@ -53,7 +53,6 @@ class MultimodalVAE(nn.Module):
         )
         self.context = nn.ModuleDict({name: network for name, (network, _) in features.items()})
         self.prior_raw = nn.Parameter(torch.zeros(latent)) if self.family.laplace else None
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions, a quarter faster on CPUs
 
     def _encoder(self, expert: Expert) -> nn.Module:
         if len(expert.inputs) == 1:
@@ -68,6 +67,8 @@ class MultimodalVAE(nn.Module):
         self.bucket = bucket
         self.encoders.compile_all(**options)
         self.decoders.compile_all(**options)
+        for network in self.context.values():
+            network.compile(**options)
 
     def single_experts(self) -> Iterator[nn.Parameter]:
         """The parameters of the experts that look at one modality alone."""
@@ -90,10 +91,10 @@ class MultimodalVAE(nn.Module):
         anchor = torch.zeros((), device=batch.row_B.device)
         means, raws, places = [], [], []
         inputs = {name: _rows_with(batch, expert.inputs) for name, expert in self._experts.items()}
-        for names in self.encoders.groups({name: len(rows) for name, (rows, _) in inputs.items()}):
+        for names in self.encoders.together({name: len(rows) for name, (rows, _) in inputs.items()}):
             seen = [inputs[name] for name in names]
             ragged = Ragged([len(rows) for rows, _ in seen], self.bucket)
-            outputs = self.encoders.run(names, ragged.padded([values for _, values in seen]))
+            outputs = self.encoders.run_together(names, ragged.padded([values for _, values in seen]))
             mu, raw = (ragged.flat(output.float()) for output in outputs)
             if not ragged.total:  # the network ran on zero rows; nothing of it may count, not even a NaN
                 anchor = anchor + _nothing(mu) + _nothing(raw)
@@ -119,11 +120,11 @@ class MultimodalVAE(nn.Module):
         context, anchor = self._context(batch)
         wanted_MP = wanted_TBM.reshape(terms * rows, -1).T
         pairs_of = {name: np.flatnonzero(wanted_MP[columns[name]]) for name in self.generated}
-        groups = self.decoders.groups({name: len(pairs) for name, pairs in pairs_of.items()})
+        groups = self.decoders.together({name: len(pairs) for name, pairs in pairs_of.items()})
         raggeds = [Ragged([len(pairs_of[name]) for name in names], self.bucket) for names in groups]
         index = [ragged.index([pairs_of[n] for n in names]) for names, ragged in zip(groups, raggeds, strict=True)]
         # one gather for all decoders: each would have a gradient of z's whole size of its own
-        together = _on(np.concatenate([some.ravel() for some in index]), z_flat.device)
+        together = on_device(np.concatenate([some.ravel() for some in index]), z_flat.device)
         z_all = z_flat.index_select(0, together)
         if context is not None:
             z_all = torch.cat([z_all, context.index_select(0, together % rows)], 1)
@@ -132,7 +133,7 @@ class MultimodalVAE(nn.Module):
         for names, ragged, some, z in zip(groups, raggeds, index, z_parts, strict=True):
             pairs = [pairs_of[name] for name in names]
             z = z.to(next(self.decoders[names[0]].parameters()).dtype)
-            parameters = ragged.flat(self.decoders.run(names, [z.view(*some.shape, -1)]))
+            parameters = ragged.flat(self.decoders.run_together(names, [z.view(*some.shape, -1)]))
             if not ragged.total:
                 anchor = anchor + _nothing(parameters)
                 continue
@@ -182,10 +183,10 @@ class MultimodalVAE(nn.Module):
         fused = self._fused(weighted, precision, self.family.of(seen))
         if len(seen) == 1:
             return fused.map(lambda tensor: tensor[0])
-        return Mixture(fused, _on(weight, fused.mu.device))
+        return Mixture(fused, on_device(weight, fused.mu.device))
 
     def _fused(self, weighted_EBZ: Tensor, precision_EBZ: Tensor, recipe: Recipe) -> Distribution:
-        mask, prior = (_on(array, precision_EBZ.device) for array in (recipe.mask_TBE, recipe.prior_TB))
+        mask, prior = (on_device(array, precision_EBZ.device) for array in (recipe.mask_TBE, recipe.prior_TB))
         return self.family.fuse(weighted_EBZ, precision_EBZ, mask, prior)
 
     def _context(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
@@ -211,10 +212,6 @@ class MultimodalVAE(nn.Module):
         return parameters
 
 
-def _on(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
-
-
 def _rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[Tensor]]:
     """The rows that have all these modalities, and their values; one zero row's where there is none."""
     if len(names) == 1:
@@ -228,14 +225,14 @@ def _rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[T
 def _values(batch: Batch, name: str, rows: np.ndarray) -> Tensor:
     """A modality's values of these rows of the batch, all of which have it."""
     places = np.searchsorted(batch.rows_of[name], rows)
-    return batch.values[name].index_select(0, _on(places, batch.row_B.device))
+    return batch.values[name].index_select(0, on_device(places, batch.row_B.device))
 
 
 def _kl(posterior: Distribution, pairs_P2: np.ndarray) -> Tensor:
     """KL(q_t || q_s) of each pair (t, s): (P, B)."""
     if not len(pairs_P2):
         return posterior.mu.new_zeros((0, posterior.mu.shape[1]))
-    one, other = _on(pairs_P2, posterior.mu.device).unbind(1)
+    one, other = on_device(pairs_P2, posterior.mu.device).unbind(1)
     return posterior.map(lambda tensor: tensor[one]).kl(posterior.map(lambda tensor: tensor[other]))  # type: ignore[arg-type]
 
 

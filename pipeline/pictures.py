@@ -17,6 +17,7 @@ from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
+from pipeline.posteriors import generates
 from pipeline.stream import in_order
 from pipeline.train import build, load_weights
 
@@ -76,7 +77,8 @@ def curves(directory: Path, file: Path) -> Path:
 def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: Path) -> Path:
     """A row of the data, then a row per subset of modalities: everything decoded from that subset alone.
 
-    Images above each other as they are listed, labels as text below; a label that differs from the data's is red.
+    Images above each other as they are listed, labels as text below; a label that differs from the data's is red. What
+    a system does not generate from a subset shows the data where it is given, and is blank where it is not.
     """
     from matplotlib import pyplot as plt
 
@@ -85,15 +87,10 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
     batch = Collator([manifest], run.modalities, budget=run.train.damage)(refs)
     sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
     subsets = [subset for size in sizes for subset in combinations(names, size)]
-    figure, axes = plt.subplots(len(subsets) + 1, len(batch), figsize=(len(batch) * 0.8, (len(subsets) + 1) * 1.05))
     whole = _whole(batch, run)
-    rows: list[tuple[str, dict[str, np.ndarray]]] = [("data", whole)]
-    for subset in subsets:
-        shown = batch.only(frozenset(subset))
-        z = model.posterior(shown).mu
-        drawn = {n: m for n, m in run.modalities.items() if _drawable(m) and n in model.generated}
-        made = whole | {n: m.mean(model.decode(n, z, shown)).numpy() for n, m in drawn.items()}
-        rows.append(("given " + "+".join(subset), made))
+    drawn = [("given " + "+".join(subset), _decoded(model, run, batch, subset, whole)) for subset in subsets]
+    rows = [("data", whole), *((title, made) for title, made in drawn if made)]
+    figure, axes = plt.subplots(len(rows), len(batch), figsize=(len(batch) * 0.8, len(rows) * 1.05), squeeze=False)
     for line, (title, values) in zip(axes, rows, strict=True):
         for column, axis in enumerate(line):
             _cell(axis, run, {name: value[column] for name, value in values.items()}, rows[0][1], column)
@@ -105,6 +102,23 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
     return file
 
 
+def _decoded(
+    model: MultimodalVAE, run: Run, batch: Batch, subset: tuple[str, ...], whole: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What is made of a subset of the modalities; nothing where the system generates nothing from it."""
+    shown, names = batch.only(frozenset(subset)), list(run.modalities)
+    made = [n for n in whole if generates(model.family, names, n, frozenset(subset))]
+    if not made:
+        return {}
+    z = model.posterior(shown).mu
+    blank = {n: whole[n] if n in subset else np.full_like(whole[n], _blank(run.modalities[n])) for n in whole}
+    return blank | {n: run.modalities[n].mean(model.decode(n, z, shown)).numpy() for n in made}
+
+
+def _blank(modality: object) -> int:
+    return -1 if isinstance(modality, Label) else 0
+
+
 def _drawable(modality: object) -> bool:
     return isinstance(modality, Image | Label)
 
@@ -114,8 +128,7 @@ def _whole(batch: Batch, run: Run) -> dict[str, np.ndarray]:
     whole = {}
     for name, modality in run.modalities.items():
         if _drawable(modality):
-            fill = -1 if isinstance(modality, Label) else 0
-            whole[name] = np.full((len(batch), *modality.shape), fill, modality.dtype)
+            whole[name] = np.full((len(batch), *modality.shape), _blank(modality), modality.dtype)
             whole[name][batch.rows_of[name]] = batch.values[name][: len(batch.rows_of[name])].numpy()
     return whole
 
@@ -135,5 +148,5 @@ def _cell(axis: Any, run: Run, values: dict[str, np.ndarray], data: dict[str, np
     labels = [name for name, modality in run.modalities.items() if isinstance(modality, Label)]
     if labels:
         right = all(values[name] == data[name][column] for name in labels)
-        text = " ".join(str(int(values[name])) for name in labels)
+        text = " ".join(str(int(values[name])) if values[name] >= 0 else "" for name in labels)
         axis.set_xlabel(text, fontsize=8, color="black" if right else "red", labelpad=1)

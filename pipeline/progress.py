@@ -108,11 +108,19 @@ class Progress:
             on_step(self.step, self.loss)
         return stopping
 
-    def validated(self, training: Training, metrics: dict[str, float]) -> bool:
-        """Take in a validation; returns whether it is the best so far."""
+    def validated(self, training: Training, metrics: dict[str, float], since: int = 0) -> bool:
+        """Take in a validation; returns whether it is the best so far.
+
+        In the second stage of training, after step `since`, none of the first counts any more, and of equals the later
+        is better: a metric of what is frozen does not move.
+        """
         self.metrics = metrics
+        later = 0 < since < self.step
+        if later and self.best and self.best["step"] <= since:
+            self.best = None
         value, sign = metrics[training.best], 1 if training.best_is == "max" else -1
-        is_best = self.best is None or sign * value > sign * self.best["value"]
+        gain = math.inf if self.best is None else sign * (value - self.best["value"])
+        is_best = gain > 0 or (later and gain == 0)
         if is_best:
             self.best = {"step": self.step, "metric": training.best, "value": value}
         self.worse = 0 if is_best else self.worse + 1
@@ -124,7 +132,7 @@ class Progress:
 
 
 class Vote:
-    """What all ranks must know of a step before they commit to it: reduced while the device goes on with its work.
+    """What all ranks must know of a step before anything of it is kept: reduced while the device goes on.
 
     A step's loss is read one step later, or where something hangs on it (a point of a curve, a validation, a
     checkpoint), so that no step waits for the device. What a bad step has done to the parameters is never saved.
@@ -138,9 +146,8 @@ class Vote:
         self._rows = [(batch.keys, term.row_objective_B) for batch, term in zip(batches, terms, strict=True)]
         loss = torch.stack([term.loss.detach().double() for term in terms]).mean()
         finite = loss.isfinite()
-        votes = loss.new_tensor([asked, failure is not None, 0.0, 0.0])
-        votes[2:] = torch.stack([(~finite).double(), loss.where(finite, 0.0)])
-        self._total = world.sum_later(votes)
+        told = torch.tensor([asked, failure is not None], dtype=torch.float64).to(loss.device, non_blocking=True)
+        self._total = world.sum_later(torch.cat([told, torch.stack([(~finite).double(), loss.where(finite, 0.0)])]))
 
     def count(self) -> tuple[bool, float]:
         """(whether any rank was told to stop, the loss of the global batch). Collective; waits for the step's loss.

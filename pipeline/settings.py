@@ -126,7 +126,7 @@ class Objective:
         check(0 <= self.anneal <= 1, f"objective.anneal is {self.anneal}: choose a share of training, 0 to 1")
         check(self.alpha >= 0, f"objective.alpha is {self.alpha}: a weight must not be negative")
         check(0 <= self.mu <= 1, f"objective.mu is {self.mu}: choose a weight from 0 to 1")
-        check(0 <= self.switch <= 1, f"objective.switch is {self.switch}: choose a share of training, 0 to 1")
+        check(0 < self.switch < 1, f"objective.switch is {self.switch}: choose a share of training between 0 and 1")
         check(self.samples >= 1, f"objective.samples is {self.samples}: choose at least 1")
         check(self.beta >= 0 and self.cross >= 0, "objective.beta and objective.cross must not be negative")
         for name, weight in self.lambda_.items():

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
+from modalities.networks import GaussianEncoder, JointEncoder
+from pipeline.batch import on_device
+
 FEWEST = 4
 """Networks that are worth a stack."""
 IN_CACHE = 10_000
@@ -22,8 +25,11 @@ IN_CACHE = 10_000
 
 Beyond them what lies between the products of all networks no longer fits into its cache, that of one network does.
 """
-STACKABLE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.SiLU, nn.Flatten, nn.Unflatten)
-"""Layers of which stacked networks are made: convolutions would become grouped ones, which are slower."""
+STACKABLE = {
+    nn.Linear, nn.LayerNorm, nn.Embedding, nn.SiLU, nn.Flatten, nn.Unflatten,
+    nn.Sequential, GaussianEncoder, JointEncoder,
+}  # fmt: skip
+"""What stacked networks are made of: convolutions would become grouped ones, which are slower; others are not known."""
 
 
 class Bank(nn.ModuleDict):
@@ -31,7 +37,14 @@ class Bank(nn.ModuleDict):
 
     def __init__(self, networks: Mapping[str, nn.Module], kinds: Mapping[str, Hashable]) -> None:
         """`kinds`: networks of one kind have the same structure."""
-        super().__init__(networks)
+        super().__init__()
+        self._alike: list[list[str]] = []
+        self._one: dict[str, nn.Module] = {}
+        """By the first of its networks what a stack computes; its parameters are placeholders."""
+        self._own: dict[str, dict[str, list[Tensor]]] = {}
+        """The parameters that take their places: by name, of each network."""
+        self._batched = _batched
+        self.update(networks)  # refuses the names of what is there already
         alike: dict[Hashable, list[str]] = {}
         for name, network in networks.items():
             alike.setdefault(kinds[name] if _stackable(network) else (name,), []).append(name)
@@ -39,10 +52,7 @@ class Bank(nn.ModuleDict):
         self._one = {
             names[0]: copy.deepcopy(networks[names[0]]).to("meta") for names in self._alike if len(names) >= FEWEST
         }
-        """By the first of its networks what a stack computes; its parameters are placeholders."""
         self._own = self._find_own()
-        """The parameters that take their places: by name, of each network."""
-        self._batched = _batched
 
     def _find_own(self) -> dict[str, dict[str, list[Tensor]]]:
         stacks = {names[0]: [self[name] for name in names] for names in self._alike if names[0] in self._one}
@@ -57,7 +67,7 @@ class Bank(nn.ModuleDict):
         self._own = self._find_own()
         return self
 
-    def groups(self, rows: Mapping[str, int]) -> list[list[str]]:
+    def together(self, rows: Mapping[str, int]) -> list[list[str]]:
         """Which networks run together in this step, from the rows of each; most run by themselves."""
         found = []
         for names in self._alike:
@@ -74,7 +84,7 @@ class Bank(nn.ModuleDict):
         width = max(layer.out_features for layer in self[names[0]].modules() if isinstance(layer, nn.Linear))
         return not weight.is_cpu or rows * width <= IN_CACHE
 
-    def run(self, names: Sequence[str], inputs: Sequence[Tensor]) -> Any:
+    def run_together(self, names: Sequence[str], inputs: Sequence[Tensor]) -> Any:
         """What networks of a group make of their rows: of several (N, R, …), of one (R, …)."""
         if len(names) == 1:
             return self[names[0]](*inputs)
@@ -93,7 +103,8 @@ def _batched(one: nn.Module, stacked: dict[str, Tensor], *inputs: Tensor) -> Any
 
 
 def _stackable(network: nn.Module) -> bool:
-    return all(isinstance(layer, STACKABLE) for layer in network.modules() if not list(layer.children()))
+    kinds = {type(layer) for layer in network.modules()}
+    return nn.Linear in kinds and kinds <= STACKABLE
 
 
 class Ragged:
@@ -137,12 +148,11 @@ class Ragged:
         if not self.total or (self.counts == self._longest).all():
             return together
         places = [number * self._longest + np.arange(count) for number, count in enumerate(self.counts)]
-        return together.index_select(0, torch.from_numpy(np.concatenate(places)).to(output.device, non_blocking=True))
+        return together.index_select(0, on_device(np.concatenate(places), output.device))
 
 
 def scattered(values: Tensor, places: np.ndarray, size: int) -> Tensor:
     """(size, …) with the rows of `values` at their places, which differ, and zeros elsewhere."""
     if len(places) == size and (np.diff(places) == 1).all():
         return values
-    index = torch.from_numpy(places).to(values.device, non_blocking=True)
-    return values.new_zeros(size, *values.shape[1:]).index_copy(0, index, values)
+    return values.new_zeros(size, *values.shape[1:]).index_copy(0, on_device(places, values.device), values)

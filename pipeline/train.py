@@ -29,7 +29,7 @@ from pipeline.data import check_data, training_stream
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.model import MultimodalVAE
-from pipeline.objectives.systems import family_of, plan_of, remark, second_stage
+from pipeline.objectives.systems import family_of, plan_of, remark, switch_step
 from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
 from pipeline.progress import Progress, Vote
@@ -107,7 +107,7 @@ def train(
             if progress.settle(on_step):
                 status = "preempted"
                 break
-            engine.freeze(second_stage(run, step))
+            engine.enter(step)
             terms: list[Terms] = []
             for batch in batches:
                 terms.append(_score(engine, model, run, batch, step, world))
@@ -126,7 +126,7 @@ def train(
             if _due(progress.step, run.train.validate_every, run.train.steps):
                 metrics = evaluate(engine.module, model, run, manifest, "val", world)
                 record.metrics(progress.step, metrics)
-                save |= progress.validated(run.train, metrics)
+                save |= progress.validated(run.train, metrics, switch_step(run))
                 asked = report is not None and world.is_main and report(progress.step, metrics)
                 if world.sum([float(asked)])[0] or progress.out_of_patience(run.train):
                     status, save = "stopped early", True
@@ -159,7 +159,9 @@ def build(run: Run) -> MultimodalVAE:
         try:
             return MultimodalVAE(run.modalities, run.model.latent, family_of(run))
         except NotImplementedError as error:
-            raise UserError(f"model.system = {run.model.system}: {error}; choose one of products of experts") from None
+            raise UserError(
+                f"model.system = {run.model.system}: {error}; choose one of one expert per modality"
+            ) from None
         except KeyError as error:  # torch keeps names such as `type` and `half` for itself
             raise UserError(f"a modality cannot have this name: {error.args[0]}; choose another") from None
 

@@ -97,6 +97,7 @@ def decoded(run: Run, batch: Batch, step: int) -> np.ndarray:
 def steps(run: Run, batches: Sequence[Batch]) -> Callable[[], int]:
     """Takes a training step on each batch in a plain loop, with fused Adam; returns how many rows they had."""
     model = build(run)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the engine has it
     adam = torch.optim.Adam(model.parameters(), lr=run.optim.lr, fused=True)
 
     def work() -> int:

@@ -1,4 +1,4 @@
-"""Objectives that tie posteriors of different subsets together by KL terms, and two that come before them.
+"""Objectives of pairs: one bound of all that a row has (VAE, CVAE, BiVCCA, TELBO), or posteriors tied by KL terms.
 
 Shape legend: T terms, B rows, M modalities, P pairs of terms.
 """

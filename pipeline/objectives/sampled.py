@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.batch import on_device
 from pipeline.experts import mixture_log_prob
 from pipeline.objectives.plan import Plan, Sampling
 from pipeline.posteriors import Posterior
@@ -106,4 +107,4 @@ def _mixed(weight_TB: Tensor) -> Tensor:
 
 
 def _tensors(densities: Densities, *arrays: np.ndarray) -> list[Tensor]:
-    return [torch.from_numpy(array).to(densities.anchor.device, torch.float32) for array in arrays]
+    return [on_device(array, densities.anchor.device, torch.float32) for array in arrays]

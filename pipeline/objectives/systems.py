@@ -23,6 +23,7 @@ MVAE19 is mvae with every attribute as a modality of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,8 @@ from pipeline.posteriors import (
 )
 from pipeline.settings import Objective
 
+SPECIAL = ("k", "cross", "alpha", "mu", "switch", "samples", "bound", "gradient")
+"""Settings of the objective that some systems have."""
 Planner = Callable[[np.ndarray, Objective, Posterior, int, int], Plan]
 """(present_BM, objective, posterior, seed, step) -> the terms of a batch."""
 
@@ -76,6 +79,8 @@ class System:
     """The terms of the joint ELBO, for evaluation."""
     whole_rows: bool = False
     """Whether it learns from rows that have all modalities only."""
+    uses: tuple[str, ...] = ()
+    """Settings of the objective that mean something to it, beside lambda, beta, anneal and shared_noise."""
     later: Planner | None = None
     """The terms after `objective.switch` of training, when all but the experts of single modalities are frozen."""
 
@@ -89,21 +94,26 @@ def _tied(singles_of_pairs: bool, leaders: bool) -> Planner:
 
 SYSTEMS: dict[str, System] = {
     "vae": System(lambda names: Products(names, prior=False), joint_only, (1, 1)),
-    "bivcca": System(Mixtures, bivcca, (2, 64), bivcca_joint),
-    "jmvae": System(lambda names: Networks(names, every=False), jmvae, (2, 64), whole_rows=True),
-    "mvae": System(lambda names: Products(names, prior=True), subsampled),
-    "mvae-moe": System(Mixtures, mixtures, joint=mixture_joint),
-    "mvae-q": System(Quotients, subsampled),
-    "vaevae-a": System(lambda names: Products(names, prior=False), _tied(False, False), (2, 6)),
-    "vaevae-b": System(lambda names: Networks(names, every=True), _tied(False, False), (2, 6)),
-    "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6)),
-    "svae": System(Substitutes, _tied(True, True), (2, 6)),
-    "svae-star": System(Substitutes, _tied(False, True), (2, 6)),
+    "bivcca": System(Mixtures, bivcca, (2, 64), bivcca_joint, uses=("mu",)),
+    "jmvae": System(lambda names: Networks(names, every=False), jmvae, (2, 64), whole_rows=True, uses=("alpha",)),
+    "mvae": System(lambda names: Products(names, prior=True), subsampled, uses=("k", "cross")),
+    "mvae-moe": System(Mixtures, mixtures, joint=mixture_joint, uses=("k", "cross")),
+    "mvae-q": System(Quotients, subsampled, uses=("k", "cross")),
+    "vaevae-a": System(lambda names: Products(names, prior=False), _tied(False, False), (2, 6), uses=("cross",)),
+    "vaevae-b": System(lambda names: Networks(names, every=True), _tied(False, False), (2, 6), uses=("cross",)),
+    "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6), uses=("cross",)),
+    "svae": System(Substitutes, _tied(True, True), (2, 6), uses=("cross",)),
+    "svae-star": System(Substitutes, _tied(False, True), (2, 6), uses=("cross",)),
     "cvae": System(Conditional, cvae, (2, 64), cvae_joint, whole_rows=True),
     "telbo": System(
-        lambda names: Networks(names, every=False), telbo_joint, (2, 64), whole_rows=True, later=telbo_singles
+        lambda names: Networks(names, every=False),
+        telbo_joint,
+        (2, 64),
+        whole_rows=True,
+        uses=("switch",),
+        later=telbo_singles,
     ),
-    "mmvae": System(LaplaceMixtures, mmvae, joint=mmvae_joint),
+    "mmvae": System(LaplaceMixtures, mmvae, joint=mmvae_joint, uses=("samples", "bound", "gradient")),
     "mopoe": System(lambda names: Mixtures(names, subsets=True), mopoe, (1, MANY), mopoe_joint),
 }
 """By name, as model.system takes it."""
@@ -127,13 +137,16 @@ def family_of(run: Run) -> Posterior:
 def plan_of(run: Run, present_BM: np.ndarray, step: int) -> Plan:
     """The terms of a batch in one step of a run."""
     system, family = _built(run.model.system, tuple(run.modalities))
-    planner = system.later if system.later and second_stage(run, step) else system.plan
+    planner = system.later if system.later and step >= switch_step(run) else system.plan
     return planner(present_BM, run.objective, family, run.seed, step)
 
 
-def second_stage(run: Run, step: int) -> bool:
-    """Whether all but the experts of single modalities are frozen in this step."""
-    return SYSTEMS[run.model.system].later is not None and step >= run.objective.switch * run.train.steps
+def switch_step(run: Run) -> int:
+    """Steps of the first stage, after which all but the experts of single modalities are frozen; 0 where there is one
+    stage only."""
+    if SYSTEMS[run.model.system].later is None:
+        return 0
+    return max(1, math.ceil(run.objective.switch * run.train.steps))
 
 
 def joint_of(run: Run, present_BM: np.ndarray) -> Plan:
@@ -144,11 +157,17 @@ def joint_of(run: Run, present_BM: np.ndarray) -> Plan:
 
 def remark(run: Run) -> str:
     """What a user should know of how a run's system takes partial data; "" where there is nothing to say."""
-    system = SYSTEMS[run.model.system]
-    if not system.whole_rows:
-        return ""
-    until = " until objective.switch" if system.later else ""
-    return (
-        f"model.system = {run.model.system} learns from rows that have all modalities{until}; other rows weigh nothing "
-        "(pairing.composition = balanced gives every step some whole ones)"
-    )
+    system, said = SYSTEMS[run.model.system], []
+    if system.whole_rows:
+        until = " until objective.switch" if system.later else ""
+        said.append(
+            f"model.system = {run.model.system} learns from rows that have all modalities{until}; other rows weigh "
+            "nothing (pairing.composition = balanced gives every step some whole ones)"
+        )
+    plain = Objective()
+    idle = [
+        name for name in SPECIAL if name not in system.uses and getattr(run.objective, name) != getattr(plain, name)
+    ]
+    if idle:
+        said.append(f"model.system = {run.model.system} makes no use of {', '.join(f'objective.{n}' for n in idle)}")
+    return "\n".join(said)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, on_device
 from pipeline.objectives.plan import Plan
 from pipeline.objectives.sampled import averaged, bound
 from pipeline.scores import Densities, Scores
@@ -53,7 +53,7 @@ def combine(
     loss = -counted.sum() / rows_per_rank + scores.anchor
     with torch.no_grad():
         sums, counts = metrics(scores, plan, batch)
-        taken_B = torch.from_numpy((plan.weight_TB > 0).any(0)).to(counted.device) & (batch.weight_B > 0)
+        taken_B = on_device(np.asarray((plan.weight_TB > 0).any(0)), counted.device) & (batch.weight_B > 0)
         sums["objective"], counts["objective"] = counted.sum(), taken_B.sum()
     return Terms(loss, row_objective.detach(), sums, counts)
 
@@ -63,7 +63,7 @@ def _weighted(scores: Scores, plan: Plan, lambdas_M: np.ndarray, beta: float) ->
     device = scores.kl_TB.device
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, torch.float32)
+        return on_device(array, device, torch.float32)
 
     reconstruction_TB = (tensor(plan.target_TBM * lambdas_M) * scores.log_likelihood_TBM).sum(2)
     prior_TB = 1.0 if plan.prior_TB is None else tensor(plan.prior_TB)
@@ -83,9 +83,9 @@ def metrics(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[dict[
     device, terms = scores.kl_TB.device, 1 if plan.joint_TB is None else len(plan.joint_TB)
     share_TB = plan.weight_TB[:1] if plan.joint_TB is None else plan.joint_TB
     wanted_TBM = plan.wanted_TBM[:terms] & (share_TB > 0)[:, :, None]
-    counted_BM = torch.from_numpy(wanted_TBM.any(0)).to(device) & (batch.weight_B > 0)[:, None]
-    share = torch.from_numpy(share_TB).to(device, torch.float32)
-    likely_TBM = torch.where(torch.from_numpy(wanted_TBM).to(device), scores.log_likelihood_TBM[:terms], 0.0)
+    counted_BM = on_device(np.asarray(wanted_TBM.any(0)), device) & (batch.weight_B > 0)[:, None]
+    share = on_device(share_TB, device, torch.float32)
+    likely_TBM = torch.where(on_device(wanted_TBM, device), scores.log_likelihood_TBM[:terms], 0.0)
     recon_M = torch.where(counted_BM, (share[:, :, None] * likely_TBM).sum(0), 0.0).sum(0)
     divergence_TB = torch.where(share > 0, share * scores.kl_TB[:terms], 0.0)
     kl = torch.where(counted_BM.any(1), divergence_TB.sum(0), 0.0).sum()

@@ -90,7 +90,7 @@ def test_telbo_freezes_all_but_the_single_experts(digits_dir: Path, tmp_path: Pa
     from pipeline.train import train
 
     changes = {
-        "model.system": "telbo", "objective.switch": 0.5, "train.steps": 8, "train.checkpoint_every": 2,
+        "model.system": "telbo", "objective.switch": 0.5, "train.steps": 8, "train.checkpoint_every": 1,
         "train.keep": 9,
         "engine.zero_stage": stage, "engine.precision": precision, "tracking.enabled": False, "objective.anneal": 0,
         "train.best": "val/elbo",
@@ -100,6 +100,10 @@ def test_telbo_freezes_all_but_the_single_experts(digits_dir: Path, tmp_path: Pa
     saved = Checkpoints(tmp_path / "whole" / "checkpoints", 9)
     weights = {step: saved.load(step).tensors("model") for step in saved.all()}
     single = [f"model.encoders.{name}." for name in ("top", "bottom", "label")]
+    assert whole.best is not None
+    assert whole.best["step"] == 8  # of the second stage, though the joint ELBO moves no more
+    first = max(float((weights[5][name] - weights[4][name]).abs().max()) for name in weights[4])
+    assert first == pytest.approx(run.optim.lr, rel=1e-2)  # as Adam begins, whatever it has counted before
     for name, tensor in weights[8].items():
         alone = name.startswith(tuple(single))
         assert torch.equal(weights[4][name], tensor) != alone, name

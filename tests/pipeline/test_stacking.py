@@ -63,9 +63,9 @@ def test_stacked_networks_score_and_learn_like_separate_ones(
     monkeypatch.setattr(stacking, "IN_CACHE", in_cache)
     batch, objective = some_batch(case), Objective(k=3, cross=0.3, samples=2)
     together, apart = built(system, monkeypatch, False), built(system, monkeypatch, True)
-    groups = [len(group) for group in together.encoders.groups(rows_each(together, ROWS))]
+    groups = [len(group) for group in together.encoders.together(rows_each(together, ROWS))]
     assert groups == ([1, 1, 6] if in_cache else [1] * 8)
-    assert len(apart.encoders.groups(rows_each(apart, ROWS))) == len(KINDS)
+    assert len(apart.encoders.together(rows_each(apart, ROWS))) == len(KINDS)
     ours, theirs = (score(model, batch, objective, rows=ROWS, system=system) for model in (together, apart))
     torch.testing.assert_close(ours.row_objective_B, theirs.row_objective_B)
     for name, value in theirs.sums.items():
@@ -89,7 +89,7 @@ def test_experts_of_several_modalities_are_stacked_too(system: str, monkeypatch:
         terms = score(model, batch_of(kinds, present), Objective(alpha=0.5), rows=ROWS, system=system)
         found.append(
             (
-                len(model.encoders.groups(rows_each(model, ROWS))),
+                len(model.encoders.together(rows_each(model, ROWS))),
                 terms.row_objective_B,
                 sum(g.square().sum() for g in gradients(model, terms.loss).values()),
             )
@@ -120,28 +120,36 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.SiLU())
 
 
+class Own(nn.Sequential):
+    """A network of somebody else, of which nothing is known."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 3))
+
+
 def test_what_is_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough of one kind, of layers that gain by it, on few rows; in the order of the first."""
     names = [f"n{i}" for i in range(FEWEST + 2)]
     alike, few = dict.fromkeys(names, "kind"), dict.fromkeys(names, 3)
     bank = Bank({name: linear() for name in names}, alike)
-    assert bank.groups(few) == [names]
-    assert bank.groups(few | {"n1": stacking.IN_CACHE}) == [[name] for name in names]  # three features wide
-    assert Bank({name: linear() for name in names[: FEWEST - 1]}, alike).groups(few) == [
+    assert bank.together(few) == [names]
+    assert bank.together(few | {"n1": stacking.IN_CACHE}) == [[name] for name in names]  # three features wide
+    assert Bank({name: linear() for name in names[: FEWEST - 1]}, alike).together(few) == [
         [n] for n in names[: FEWEST - 1]
     ]
     first_differs = {**alike, "n0": "other"}
-    assert Bank({name: linear() for name in names}, first_differs).groups(few) == [["n0"], names[1:]]
-    convolutions = {name: nn.Sequential(nn.Conv2d(1, 1, 2)) for name in names}
-    assert Bank(convolutions, alike).groups(few) == [[name] for name in names]
+    assert Bank({name: linear() for name in names}, first_differs).together(few) == [["n0"], names[1:]]
+    convolutions = {name: nn.Sequential(nn.Conv2d(1, 1, 2), nn.Linear(1, 1)) for name in names}
+    assert Bank(convolutions, alike).together(few) == [[name] for name in names]
+    assert Bank({name: Own() for name in names}, alike).together(few) == [[name] for name in names]
     next(bank["n0"].parameters()).ds_id = 0  # DeepSpeed's mark of a parameter that ZeRO 3 gathers
-    assert bank.groups(few) == [[name] for name in names]
+    assert bank.together(few) == [[name] for name in names]
 
 
 def test_eighteen_small_attributes_are_one_network() -> None:
     kinds: dict[str, AnyModality] = {f"a{i}": Attributes(1, hidden=(8, 8)) for i in range(18)}
     model = MultimodalVAE(kinds, LATENT)
-    assert [len(group) for group in model.encoders.groups(rows_each(model, 100))] == [18]
+    assert [len(group) for group in model.encoders.together(rows_each(model, 100))] == [18]
 
 
 def test_ragged_rows_are_padded_and_flat_again() -> None:
@@ -166,14 +174,14 @@ def test_rows_padded_to_buckets_change_nothing_but_shapes(system: str, monkeypat
     padded.load_state_dict(plain.state_dict())
     padded.bucket = 4
     seen: set[int] = set()
-    run = Bank.run
+    run = Bank.run_together
 
     def watched(bank: Bank, names: list[str], inputs: list[torch.Tensor]) -> Any:
         if bank is padded.encoders or bank is padded.decoders:
             seen.add(inputs[0].shape[int(len(names) > 1)])
         return run(bank, names, inputs)
 
-    monkeypatch.setattr(Bank, "run", watched)
+    monkeypatch.setattr(Bank, "run_together", watched)
     for step in range(6):
         batch = batch_of(kinds, patterns(ROWS, len(kinds), step) if step else np.zeros((ROWS, len(kinds)), bool))
         ours, theirs = (

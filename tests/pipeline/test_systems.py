@@ -11,12 +11,14 @@ import torch
 from modalities import Attributes, Image, Label
 from modalities.networks import parameter_count
 from pipeline.batch import empty_batch
+from pipeline.config import override
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
 from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.subsampled import random_subsets
-from pipeline.objectives.systems import SYSTEMS
+from pipeline.objectives.systems import SYSTEMS, remark
 from pipeline.objectives.terms import metrics
+from pipeline.recipes import recipe
 from pipeline.settings import Objective
 from tests.pipeline.batches import (
     assert_close,
@@ -190,6 +192,21 @@ def test_partial_rows_count_except_where_a_system_takes_whole_ones_only(system: 
 
 def test_who_takes_whole_rows_only() -> None:
     assert [name for name, system in SYSTEMS.items() if system.whole_rows] == ["jmvae", "cvae", "telbo"]
+
+
+@pytest.mark.parametrize(
+    ("system", "said"),
+    [
+        ("mvae", ""),
+        ("vaevae-a", "makes no use of objective.k"),
+        ("mmvae", "makes no use of objective.k, objective.cross"),
+        ("cvae", "makes no use of objective.k, objective.cross"),
+    ],
+)
+def test_what_a_system_makes_no_use_of_is_said(system: str, said: str) -> None:
+    """The digits' recipe sets both, for MVAE."""
+    last = remark(override(recipe("digits"), {"model.system": system})).splitlines()[-1:]
+    assert last == ([f"model.system = {system} {said}"] if said else [])
 
 
 @pytest.mark.parametrize("mu", [0.0, 1.0])
