@@ -90,7 +90,7 @@ def naive(
 
 @pytest.mark.parametrize("cross", [0.0, 0.5])
 @pytest.mark.parametrize("k", [0, 1, 5])
-@pytest.mark.parametrize("modalities", [1, 2, 3, 6])
+@pytest.mark.parametrize("modalities", [1, 2, 3, 6, 19])
 def test_loss_and_gradients_are_those_of_plain_loops(modalities: int, k: int, cross: float) -> None:
     case = modalities + 10 * k + int(100 * cross)
     rng = np.random.default_rng(case)
