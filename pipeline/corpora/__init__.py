@@ -11,10 +11,10 @@ from infra.errors import UserError, nearest
 from pipeline.corpora.celeba import CELEBA
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.digits import DIGITS
-from pipeline.corpora.mnist import MNIST
+from pipeline.corpora.mnist import FASHION_MNIST, MNIST
 from pipeline.writing import SHARD_BYTES, Progress, Written, write
 
-CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS, MNIST, CELEBA)}
+CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS, MNIST, FASHION_MNIST, CELEBA)}
 
 
 def find(name: str) -> Corpus:

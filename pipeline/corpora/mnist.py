@@ -2,6 +2,10 @@
 
     pairstream prepare mnist --source DIR       DIR holds the four official idx files, gzipped (.gz) or not
 
+FashionMNIST (Xiao et al., 2017), pieces of clothing in ten classes, comes in files of the same names and format:
+
+    pairstream prepare fashion-mnist --source DIR
+
 The official test images are the split `test`. Of the 60,000 training images the papers validate on 10,000 and do not
 say on which (MVAE, earlier version, section 4.1): here it is the sixth whose keys have the smallest hashes, for ever
 the same. A key names the official file and the place in it, from 0: train/00000 to train/59999 (also those of the split
@@ -107,11 +111,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-MNIST = Corpus(
-    "mnist",
-    "70,000 handwritten 28x28 digits with labels",
-    MODALITIES,
-    entries,
-    load,
-    needs=f"the official files {', '.join(FILES)} (each with or without .gz)",
+NEEDS = f"the official files {', '.join(FILES)} (each with or without .gz)"
+MNIST = Corpus("mnist", "70,000 handwritten 28x28 digits with labels", MODALITIES, entries, load, needs=NEEDS)
+FASHION_MNIST = Corpus(
+    "fashion-mnist", "70,000 28x28 pictures of clothing with labels", MODALITIES, entries, load, needs=NEEDS
 )

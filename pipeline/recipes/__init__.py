@@ -8,10 +8,15 @@ from infra.errors import UserError, nearest
 from pipeline.config import Run
 from pipeline.recipes.celeba import celeba
 from pipeline.recipes.digits import digits, digits_sweep
-from pipeline.recipes.mnist import mnist
+from pipeline.recipes.mnist import fashion_mnist, mnist
 from pipeline.recipes.sweep import Sweep
 
-RECIPES: dict[str, Callable[[], Run]] = {"digits": digits, "mnist": mnist, "celeba": celeba}
+RECIPES: dict[str, Callable[[], Run]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
+    "celeba": celeba,
+}
 SWEEPS: dict[str, Callable[[], Sweep]] = {"digits": digits_sweep}
 
 

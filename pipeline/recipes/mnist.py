@@ -1,4 +1,4 @@
-"""MNIST as image and label, the smallest experiment of MVAE (Wu & Goodman, 2018).
+"""MNIST and FashionMNIST as image and label, the smallest experiments of MVAE (Wu & Goodman, 2018).
 
     pairstream prepare mnist --source DIR       the four official files of DIR -> data/mnist
     pairstream train mnist                      500 epochs of 50,000 rows
@@ -11,10 +11,19 @@ The settings are those of the paper: Adam with 1e-3, batch 100, 64 latent dimens
 first 200, two hidden layers of 512 (appendix A; 1,063,680 parameters of inference networks, table 1). The weight of the
 label is 1, as in the paper's earlier version (section 4.1); the published one has 50 (section 4), which is
 --objective.lambda.label 50.
+
+    pairstream prepare fashion-mnist --source DIR
+    pairstream train fashion-mnist              the same settings, with a miniature DCGAN for the image (supplement A)
+
+Not measured here either. The paper has log p(image) = -232.5 nats (table 2) and predicts 0.947 of the labels with all
+pairs, 0.862 with 1 % of them (table 9); 3,742,976 parameters of inference networks.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from modalities import Image
 from pipeline.config import Run
 from pipeline.corpora.mnist import MODALITIES
 from pipeline.settings import Model, Objective, Optim, Training
@@ -36,4 +45,13 @@ def mnist() -> Run:
         train=Training(
             batch=BATCH, steps=500 * EPOCH, log_every=100, validate_every=10 * EPOCH, checkpoint_every=2 * EPOCH
         ),
+    )
+
+
+def fashion_mnist() -> Run:
+    """MVAE on FashionMNIST: MNIST's settings, with convolutions for the image."""
+    image = Image(height=28, width=28, network="conv-shallow", hidden=(512,))
+    base = mnist()
+    return replace(
+        base, recipe="fashion-mnist", data="data/fashion-mnist", modalities=base.modalities | {"image": image}
     )
