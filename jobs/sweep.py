@@ -119,12 +119,19 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     from infra.tracking import Tracker
     from pipeline.data import check_data
     from pipeline.evaluate import metric_names
+    from pipeline.objectives.systems import unused
     from pipeline.record import destination
 
     manifest = check_data(plan.run)
     known = metric_names(plan.run, "val")
     if plan.metric not in known:
         raise UserError(f"the sweep's metric: no validation metric {plan.metric!r}" + nearest(plan.metric, known))
+    same = [key for key in unused(plan.run) if key in plan.grid and "model.system" not in plan.grid]
+    if same:
+        raise UserError(
+            f"the grid varies {', '.join(same)}, which model.system = {plan.run.model.system} makes no use of: its "
+            "cells would be the same runs; leave it out, or choose another system"
+        )
     plan = replace(plan, run=config.override(plan.run, {"tracking.uri": plan.run.tracking.uri or default_uri()}))
     tracking = plan.run.tracking
     try:

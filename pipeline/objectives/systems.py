@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import numpy as np
@@ -155,6 +155,11 @@ def joint_of(run: Run, present_BM: np.ndarray) -> Plan:
     return system.joint(present_BM, run.objective, family)
 
 
+def unused(run: Run) -> list[str]:
+    """The settings of the objective that mean nothing to a run's system, as dotted keys."""
+    return [f"objective.{name}" for name in SPECIAL if name not in SYSTEMS[run.model.system].uses]
+
+
 def remark(run: Run) -> str:
     """What a user should know of how a run's system takes partial data; "" where there is nothing to say."""
     system, said = SYSTEMS[run.model.system], []
@@ -164,10 +169,8 @@ def remark(run: Run) -> str:
             f"model.system = {run.model.system} learns from rows that have all modalities{until}; other rows weigh "
             "nothing (pairing.composition = balanced gives every step some whole ones)"
         )
-    plain = Objective()
-    idle = [
-        name for name in SPECIAL if name not in system.uses and getattr(run.objective, name) != getattr(plain, name)
-    ]
+    plain, own = asdict(Objective()), asdict(run.objective)
+    idle = [key for key in unused(run) if own[key.split(".")[1]] != plain[key.split(".")[1]]]
     if idle:
-        said.append(f"model.system = {run.model.system} makes no use of {', '.join(f'objective.{n}' for n in idle)}")
+        said.append(f"model.system = {run.model.system} makes no use of {', '.join(idle)}")
     return "\n".join(said)

@@ -217,3 +217,14 @@ def test_a_sweep_into_a_file(digits_dir: Path, capsys: pytest.CaptureFixture[str
 
 def test_cores_are_named_before_the_batch(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "cores" in refused(capsys, *train, "--ranks", "64")
+
+
+def test_a_grid_over_what_the_system_makes_no_use_of(
+    digits_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its cells would be the same run, trained again and again."""
+    said = refused(
+        capsys, "sweep", "digits", "--data", str(digits_dir), "--out", str(tmp_path / "sweep"), "--model.system",
+        "mopoe", "--grid", "objective.k=0,1", "seed=0",
+    )  # fmt: skip
+    assert "objective.k, which model.system = mopoe makes no use of" in said
