@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from infra.disk import write_whole
 from infra.journal import JOURNAL, Journal, parse
 from infra.store import Destination, TrackingError, absolute, ensure_run, send, sentence
 
@@ -227,6 +228,4 @@ def _count_lines(path: Path, offset: int = 0) -> int:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")

@@ -24,10 +24,11 @@ from typing import Any
 
 import tyro
 
+from infra.disk import write_whole
 from infra.errors import UserError, nearest
 from jobs import cli
 from jobs.arguments import closing_json, parse, split_name
-from jobs.submitted import HINTS, LOG, RECORD, RECORDS, directories, find, look, process, write
+from jobs.submitted import HINTS, LOG, RECORD, RECORDS, directories, find, look, process
 from pipeline.recipes import RECIPES, SWEEPS, recipe, sweep
 from pipeline.settings import check
 
@@ -94,7 +95,7 @@ def local(arguments: list[str]) -> int:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             ).pid  # fmt: skip
         job["started"] = process(job["pid"])[1]
-        write(directory / RECORD, json.dumps(job, indent=2) + "\n")
+        write_whole(directory / RECORD, json.dumps(job, indent=2) + "\n")
     print(f"{'would start' if options.dry_run else 'started'} {directory.name}: {shlex.join(command)}")
     print(f"log:    {log}")
     for about, action in {"look:": "status", "follow:": "logs --follow", "stop:": "cancel"}.items():

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from infra.disk import write_whole
 from infra.errors import nearest
 from infra.preemption import REQUEUE
 from jobs import cli
@@ -72,13 +73,6 @@ def process(pid: int) -> tuple[bool, str]:
     return fields[0] not in (b"Z", b"X"), f"{boot}:{fields[19].decode()}"
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file that nobody can read half of."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def run(directory: Path, inner: list[str]) -> int:
     """Run the job in this process, then write its exit code. A kill -9 takes both, and no code is left."""
     code = 1
@@ -88,7 +82,7 @@ def run(directory: Path, inner: list[str]) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     finally:
-        write(directory / EXIT, f"{code}\n")
+        write_whole(directory / EXIT, f"{code}\n")
     return code
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from infra.disk import write_whole
 from infra.distributed import cores
 from infra.errors import UserError, nearest
 from infra.storage import absolute
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
 def _save(plan: Sweep, directory: Path) -> None:
     values = {"run": config.to_dict(plan.run), "grid": {key: list(values) for key, values in plan.grid.items()}}
-    (directory / PLAN).write_text(json.dumps(values, indent=2) + "\n")
+    write_whole(directory / PLAN, json.dumps(values, indent=2) + "\n")
 
 
 def _load(directory: Path, recipe: Sweep) -> Sweep:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
+from infra.disk import write_whole
 from infra.errors import UserError, nearest
 from modalities import AnyModality
 from pipeline.settings import Engine, Model, Objective, Optim, Pairing, Tracking, Training, check
@@ -133,7 +134,7 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
 
 def save(run: Run, path: Path) -> None:
     """Write a run as JSON."""
-    path.write_text(json.dumps(to_dict(run), indent=2) + "\n")
+    write_whole(path, json.dumps(to_dict(run), indent=2) + "\n")
 
 
 def load(path: Path) -> Run:

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from infra.disk import sync_to_disk
+from infra.disk import sync_to_disk, write_whole
 from infra.errors import UserError
 from pipeline import manifest as manifests
 from pipeline.manifest import MEMBER, Described, Shard
@@ -166,9 +166,7 @@ def _take_up(partial: Path, plan: Plan) -> None:
         leftover.unlink()
     for name in ("data", "rows"):
         (partial / name).mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(ours))
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(ours))
 
 
 # Writing

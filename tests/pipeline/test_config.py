@@ -243,3 +243,19 @@ def test_a_weighted_metric_is_refused_where_its_weights_are_swept(key: str) -> N
         Sweep(RUN, {key: (0, 1)}, metric)
     for other in ("pairing.fraction", "seed", "optim.clip"):
         Sweep(RUN, {other: (0, 1)}, "train/objective")
+
+
+def test_a_kill_while_a_run_is_saved_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 6, of the configuration that a resume begins with."""
+
+    def killed(path: Path, text: str) -> int:
+        with path.open("w") as file:
+            file.write(text[:10])
+        raise KeyboardInterrupt
+
+    save(PLAIN, tmp_path / "run.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(RUN, tmp_path / "run.json")
+    assert load(tmp_path / "run.json") == PLAIN
