@@ -44,13 +44,10 @@ class World:
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums of these numbers over all ranks, in float64; every rank gets them."""
         import torch
-        import torch.distributed as dist
 
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+        return self.sum_later(torch.tensor(values, dtype=torch.float64, device=self.device))()
 
     def sum_later(self, values: Tensor) -> Callable[[], list[float]]:
         """Begin to sum a tensor over all ranks; what is returned waits for the sums and reads them."""

@@ -64,7 +64,7 @@ class Engine:
         if state is not None:  # before DeepSpeed copies and partitions them
             model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
         if run.engine.compile:
-            _check_compiler(world.device)
+            _check_compiler()
             model.compile_networks(max(1, run.train.batch // (world.size * run.engine.accumulate * BUCKETS)))
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -217,7 +217,7 @@ class Engine:
         return anchor
 
 
-def _check_compiler(device: torch.device) -> None:
+def _check_compiler() -> None:
     """Raise UserError where torch.compile has no C++ compiler to turn to."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler

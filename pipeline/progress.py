@@ -33,8 +33,8 @@ class Window:
         self.steps += 1
         for term in terms:
             for name, value in term.sums.items():
-                self.sums[name] = self.sums[name] + value.double()
-                self.counts[name] = self.counts[name] + term.counts[name].double()
+                self.sums[name] += value.double()
+                self.counts[name] += term.counts[name].double()
 
     def totals(self, world: World) -> dict[str, list[float]]:
         """{name: [sum, count]} over all ranks. Collective."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from modalities import Label
-from pipeline.batch import Batch
+from pipeline.batch import Batch, on_device
 from pipeline.config import Run
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import family_of
@@ -63,7 +63,7 @@ def label_accuracy(
         truth = torch.zeros(len(batch), dtype=torch.int64, device=batch.row_B.device)
         rows = batch.rows_of[label]
         if len(rows):
-            truth[torch.from_numpy(rows).to(truth.device)] = batch.values[label]
+            truth[on_device(rows, truth.device)] = batch.values[label]
         wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1) & counted
         shown = batch.only(frozenset(given))
         predicted = model.decode(label, model.posterior(shown).mu, shown).argmax(1)

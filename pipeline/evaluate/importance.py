@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, on_device
 from pipeline.config import Run
 from pipeline.experts import Mixture
 from pipeline.model import MultimodalVAE
@@ -57,7 +57,7 @@ def log_likelihood(
     """
     weights = torch.cat(list(_log_weights(model, batch, wanted, given, samples, seed)))
     log_p = torch.logsumexp(weights, 0) - math.log(samples)
-    there = torch.from_numpy(_has(batch, wanted | given)).to(log_p.device)
+    there = on_device(_has(batch, wanted | given), log_p.device)
     nothing = torch.full_like(log_p, torch.nan)
     variance = weights.var(0) if samples > 1 else nothing
     return Estimate(torch.where(there, log_p, nothing), torch.where(there, variance, nothing))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.objectives.plan import Plan
+from pipeline.objectives.plan import Plan, mixture_plan
 from pipeline.objectives.subsampled import cut, drawn_subsets, targets
 from pipeline.posteriors import Posterior
 from pipeline.settings import Objective
@@ -40,13 +40,6 @@ def _mixed(subsets: np.ndarray, present_BM: np.ndarray, objective: Objective, po
     return Plan(alone, posterior.of(alone), target.astype(np.float32), weight_TB, joint_TB=joint)
 
 
-def mopoe(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+def mopoe(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
     """MoPoE-VAE (Sutter et al. 2021): the product of each subset reconstructs all that a row has."""
-    return mopoe_joint(present_BM, objective, posterior)
-
-
-def mopoe_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
-    """The same: it is a bound on log p of what a row has."""
-    seen, weight = posterior.components(present_BM)
-    target = np.broadcast_to(present_BM[None], seen.shape).astype(np.float32)
-    return Plan(seen, posterior.of(seen), target, weight, joint_TB=weight)
+    return mixture_plan(present_BM, posterior)

@@ -5,6 +5,7 @@ Shape legend: T terms, B rows, M modalities, P pairs of terms.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -15,12 +16,7 @@ from pipeline.posteriors import Posterior
 from pipeline.settings import Objective
 
 
-def joint_only(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
-    """The ELBO of what a row has: the VAE of one modality (Kingma & Welling 2014)."""
-    return joint_plan(present_BM, posterior)
-
-
-def bivcca(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
+def bivcca(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
     """BiVCCA (Wang et al. 2016): each modality's own posterior reconstructs every present modality.
 
     μ (E_{q_1}[Σ log p] - KL(q_1 || p)) + (1 - μ) (the same with q_2); with more than two modalities, or where some are
@@ -36,11 +32,6 @@ def bivcca(present_BM: np.ndarray, objective: Objective, posterior: Posterior, s
     weight = (weight / np.where(total > 0, total, 1.0)).astype(np.float32)
     target = np.broadcast_to(present_BM[None], seen.shape).astype(np.float32)
     return Plan(seen, posterior.of(seen), target, weight, joint_TB=weight)
-
-
-def bivcca_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
-    """The bound that BiVCCA has on log p of what a row has."""
-    return bivcca(present_BM, objective, posterior, 0, 0)
 
 
 def jmvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
@@ -63,25 +54,18 @@ def jmvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior, se
     )
 
 
-def cvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
-    """CVAE (Sohn et al. 2015): E_q(z|X)[log p(x_1 | z, the others)] - KL(q(z|X) || p), on complete rows only."""
-    return cvae_joint(present_BM, objective, posterior)
+def whole_rows(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
+    """The joint ELBO on complete rows only: TELBO's first stage (Vedantam et al. 2018)."""
+    return joint_plan(present_BM & present_BM.all(1, keepdims=True), posterior)
 
 
-def cvae_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
-    """The same: its bound is one on log p(x_1 | the others), nothing else."""
-    whole = np.asarray(present_BM.all(1))
-    seen = np.broadcast_to(whole[:, None], present_BM.shape)[None]
-    target = np.zeros(seen.shape, np.float32)
-    target[0, :, 0] = whole
-    return Plan(seen, posterior.of(seen), target, whole[None].astype(np.float32))
+def cvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
+    """CVAE (Sohn et al. 2015): E_q(z|X)[log p(x_1 | z, the others)] - KL(q(z|X) || p), on complete rows only.
 
-
-def telbo_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
-    """TELBO's first stage (Vedantam et al. 2018): the joint ELBO, on complete rows only."""
-    whole = np.asarray(present_BM.all(1))
-    seen = np.broadcast_to(whole[:, None], present_BM.shape)[None]
-    return Plan(seen, posterior.of(seen), seen.astype(np.float32), whole[None].astype(np.float32))
+    Its bound is one on log p(x_1 | the others), nothing else.
+    """
+    plan = whole_rows(present_BM, objective, posterior)
+    return replace(plan, target_TBM=plan.target_TBM * (np.arange(present_BM.shape[1]) == 0))
 
 
 def telbo_singles(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:

@@ -72,6 +72,13 @@ class Plan:
         return drawn.repeat_interleave(terms, 0) if shared else drawn
 
 
+def mixture_plan(present_BM: np.ndarray, posterior: Posterior, sampling: Sampling | None = None) -> Plan:
+    """Each component of the mixture that a row's posterior is reconstructs all that the row has."""
+    seen, weight = posterior.components(present_BM)
+    target = np.broadcast_to(present_BM[None], seen.shape).astype(np.float32)
+    return Plan(seen, posterior.of(seen), target, weight, sampling=sampling, joint_TB=weight)
+
+
 def joint_plan(present_BM: np.ndarray, posterior: Posterior) -> Plan:
     """The joint term alone: for evaluation. Rows of whose modalities the family has no posterior weigh nothing."""
     seen = present_BM[None]

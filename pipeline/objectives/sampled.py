@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.batch import on_device
 from pipeline.experts import mixture_log_prob
-from pipeline.objectives.plan import Plan, Sampling
+from pipeline.objectives.plan import Plan, Sampling, mixture_plan
 from pipeline.posteriors import Posterior
 from pipeline.scores import Densities, Scores
 from pipeline.settings import Objective
@@ -24,18 +24,12 @@ MOST_RATIO = 30.0
 
 def mmvae(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
     """The mixture of what each row has, 1/|P| each; every component reconstructs all of it."""
-    return _plan(present_BM, posterior, Sampling(objective.samples, objective.bound, objective.gradient))
+    return mixture_plan(present_BM, posterior, Sampling(objective.samples, objective.bound, objective.gradient))
 
 
 def mmvae_joint(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
     """The ELBO of the mixture: one sample of each component (section 3, after eq. 3)."""
-    return _plan(present_BM, posterior, Sampling(1, "stratified", "iwae"))
-
-
-def _plan(present_BM: np.ndarray, posterior: Posterior, sampling: Sampling) -> Plan:
-    seen, weight = posterior.components(present_BM)
-    target = np.broadcast_to(present_BM[None], seen.shape).astype(np.float32)
-    return Plan(seen, posterior.of(seen), target, weight, sampling=sampling, joint_TB=weight)
+    return mixture_plan(present_BM, posterior, Sampling(1, "stratified", "iwae"))
 
 
 def bound(densities: Densities, plan: Plan, lambdas_M: np.ndarray, beta: float) -> Tensor:

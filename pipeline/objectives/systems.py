@@ -32,23 +32,12 @@ import numpy as np
 
 from infra.errors import UserError
 from pipeline.config import Run
-from pipeline.objectives.mixed import mixture_joint, mixtures, mopoe, mopoe_joint
-from pipeline.objectives.paired import (
-    bivcca,
-    bivcca_joint,
-    cvae,
-    cvae_joint,
-    jmvae,
-    joint_only,
-    telbo_joint,
-    telbo_singles,
-    tied,
-)
+from pipeline.objectives.mixed import mixture_joint, mixtures, mopoe
+from pipeline.objectives.paired import bivcca, cvae, jmvae, telbo_singles, tied, whole_rows
 from pipeline.objectives.plan import Plan, joint_plan
 from pipeline.objectives.sampled import mmvae, mmvae_joint
 from pipeline.objectives.subsampled import subsampled
 from pipeline.posteriors import (
-    MANY,
     Conditional,
     LaplaceMixtures,
     Mixtures,
@@ -64,6 +53,12 @@ SPECIAL = ("k", "cross", "alpha", "mu", "switch", "samples", "bound", "gradient"
 """Settings of the objective that some systems have."""
 Planner = Callable[[np.ndarray, Objective, Posterior, int, int], Plan]
 """(present_BM, objective, posterior, seed, step) -> the terms of a batch."""
+Joint = Callable[[np.ndarray, Objective, Posterior], Plan]
+"""(present_BM, objective, posterior) -> the terms of a joint ELBO."""
+
+
+def _elbo(present_BM: np.ndarray, objective: Objective, posterior: Posterior) -> Plan:
+    return joint_plan(present_BM, posterior)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class System:
     plan: Planner
     modalities: tuple[int, int] = (1, 64)
     """How few and how many modalities it is defined for."""
-    joint: Callable[[np.ndarray, Objective, Posterior], Plan] = lambda present, _, family: joint_plan(present, family)
+    joint: Joint = _elbo
     """The terms of the joint ELBO, for evaluation."""
     whole_rows: bool = False
     """Whether it learns from rows that have all modalities only."""
@@ -85,16 +80,22 @@ class System:
     """The terms after `objective.switch` of training, when all but the experts of single modalities are frozen."""
 
 
-def _tied(singles_of_pairs: bool, leaders: bool) -> Planner:
+def _always(joint: Joint) -> Planner:
+    """In every step the terms of a joint ELBO."""
+
     def plan(present_BM: np.ndarray, objective: Objective, posterior: Posterior, seed: int, step: int) -> Plan:
-        return tied(present_BM, objective, posterior, singles_of_pairs, leaders)
+        return joint(present_BM, objective, posterior)
 
     return plan
 
 
+def _tied(singles_of_pairs: bool, leaders: bool) -> Planner:
+    return _always(lambda present, objective, family: tied(present, objective, family, singles_of_pairs, leaders))
+
+
 SYSTEMS: dict[str, System] = {
-    "vae": System(lambda names: Products(names, prior=False), joint_only, (1, 1)),
-    "bivcca": System(Mixtures, bivcca, (2, 64), bivcca_joint, uses=("mu",)),
+    "vae": System(lambda names: Products(names, prior=False), _always(_elbo), (1, 1)),
+    "bivcca": System(Mixtures, _always(bivcca), (2, 64), bivcca, uses=("mu",)),
     "jmvae": System(lambda names: Networks(names, every=False), jmvae, (2, 64), whole_rows=True, uses=("alpha",)),
     "mvae": System(lambda names: Products(names, prior=True), subsampled, uses=("k", "cross")),
     "mvae-moe": System(Mixtures, mixtures, joint=mixture_joint, uses=("k", "cross")),
@@ -104,17 +105,17 @@ SYSTEMS: dict[str, System] = {
     "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6), uses=("cross",)),
     "svae": System(Substitutes, _tied(True, True), (2, 6), uses=("cross",)),
     "svae-star": System(Substitutes, _tied(False, True), (2, 6), uses=("cross",)),
-    "cvae": System(Conditional, cvae, (2, 64), cvae_joint, whole_rows=True),
+    "cvae": System(Conditional, _always(cvae), (2, 64), cvae, whole_rows=True),
     "telbo": System(
         lambda names: Networks(names, every=False),
-        telbo_joint,
+        _always(whole_rows),
         (2, 64),
         whole_rows=True,
         uses=("switch",),
         later=telbo_singles,
     ),
     "mmvae": System(LaplaceMixtures, mmvae, joint=mmvae_joint, uses=("samples", "bound", "gradient")),
-    "mopoe": System(lambda names: Mixtures(names, subsets=True), mopoe, (1, MANY), mopoe_joint),
+    "mopoe": System(lambda names: Mixtures(names, subsets=True), _always(mopoe), joint=mopoe),
 }
 """By name, as model.system takes it."""
 
