@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,7 @@ def test_the_objective_is_counted_over_the_rows_that_have_one(system: str, size:
     assert terms.counts["objective"] == ((terms.row_objective_B != 0) & (batch.weight_B > 0)).sum()
 
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 MNIST = {"image": Image(28, 28), "label": Label(10)}
 CELEBA = {
     "image": Image(64, 64, channels=3, codec="jpg", network="conv", hidden=(512,)),
@@ -263,6 +265,21 @@ def test_inference_networks_have_as_many_parameters_as_mvae_table_1(system: str)
         model = MultimodalVAE(taken, latent, SYSTEMS[system].posterior(list(taken)))
         found.append(parameter_count(model.encoders))
     assert tuple(found) == TABLE_1[system]
+
+
+MNIST_PARAMETERS = {
+    "cvae": 997_504, "telbo": 2_061_184, "mvae-moe": 1_063_680, "vaevae-a": 1_063_680, "vaevae-b": 2_061_184,
+    "vaevae-star": 2_061_184, "svae": 2_127_360, "svae-star": 2_127_360, "mmvae": 1_063_680, "mopoe": 1_063_680,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("system", MNIST_PARAMETERS)
+def test_inference_networks_of_the_others_have_as_many_parameters_as_readme_says(system: str) -> None:
+    model = MultimodalVAE(MNIST, 64, SYSTEMS[system].posterior(list(MNIST)))
+    assert parameter_count(model.encoders) == MNIST_PARAMETERS[system]
+    assert f"{MNIST_PARAMETERS[system]:,}" in next(
+        line for line in README.splitlines() if line.startswith(f"| `{system}` ")
+    )
 
 
 def test_evaluation_leaves_out_rows_that_a_family_has_no_posterior_for() -> None:
