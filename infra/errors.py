@@ -10,6 +10,10 @@ class UserError(Exception):
     shared = False
 
 
+class Unusable(UserError):
+    """One sample cannot be used, and the others can: whoever reads them all leaves it out and counts it."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A hint like "; did you mean 'label'?", or the whole list where nothing is near."""
     from difflib import get_close_matches

@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     corpus = find(name)
     out = options.out or Path("data") / name
     from pipeline.manifest import open_manifest
+    from pipeline.writing import SKIPPED
 
     started = time.monotonic()
     with writing_progress(name) as progress:
@@ -59,16 +60,18 @@ def main(arguments: list[str]) -> int:
     print(
         f"{corpus.about}: {len(manifest):,} samples in {len(manifest.shards)} shards at {out} ({seconds:.1f} s{pace})"
     )
-    notes = list(corpus.notes(options.source)) if written.samples else []
-    for note in notes:
+    for note in written.notes:
         print(note)
+    if written.skipped:
+        print(f"left out {written.skipped:,} samples that cannot be used: {out / SKIPPED} says why")
     print(f"next: pairstream inspect {out}")
     if options.json:
         closing_json(
             {
                 "corpus": name, "out": out, "samples": len(manifest), "shards": len(manifest.shards),
                 "fingerprint": written.fingerprint, "seconds": round(seconds, 3), "samples_written": written.samples,
-                "shards_kept": written.kept, "samples_per_second": round(rate, 1), "notes": notes,
+                "samples_skipped": written.skipped,
+                "shards_kept": written.kept, "samples_per_second": round(rate, 1), "notes": written.notes,
             }
         )  # fmt: skip
     return 0

@@ -38,6 +38,15 @@ class Modality(ABC):
     def shape(self) -> tuple[int, ...]:
         """Shape of one decoded value; a batch has shape (B, *shape)."""
 
+    def member(self, name: str) -> str:
+        """Which member of a sample holds the modality of this name: several may lie in one."""
+        return name
+
+    @property
+    def member_shape(self) -> tuple[int, ...]:
+        """Shape of all that the member holds."""
+        return self.shape
+
     @property
     @abstractmethod
     def dtype(self) -> np.dtype:

@@ -34,7 +34,7 @@ def complete_samples(manifest: Manifest, run: Run, split: str, pairing: Pairing 
         for pool in pools:
             if pool.kept:
                 samples = samples[pool.kept(samples).all(1)]
-    everything = sum(1 << column for column in manifest.column(list(run.modalities)))
+    everything = sum(1 << column for column in set(manifest.column(list(run.modalities))))
     bits = manifest.patterns(range(len(manifest)))[samples]
     chosen: np.ndarray = samples[(bits & np.uint64(everything)) == np.uint64(everything)]
     return chosen

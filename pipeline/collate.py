@@ -43,13 +43,16 @@ class Collator:
         self.rows_read = self.rows_damaged = 0
         self._seen: set[int] = set()
         self._first = self._place = ""  # the first damage, and the data directory that it is in
+        held = [modality.member(name) for name, modality in modalities.items()]
+        self._shared = len(set(held)) < len(held)
         self._lock = Lock()  # for the counts and the quarantine file
 
     def __call__(self, refs: Refs) -> Batch:
         """A batch from the rows' bytes. Raises UserError once more than `budget` of all rows were damaged."""
         members = refs.member_BM.copy()
         rows_of = {name: np.flatnonzero(members[:, column] >= 0) for column, name in enumerate(self.modalities)}
-        buffers = self.reader.read(np.concatenate([members[rows, c] for c, rows in enumerate(rows_of.values())]))
+        wanted = np.concatenate([members[rows, c] for c, rows in enumerate(rows_of.values())])
+        buffers = self._read(wanted)
         values: dict[str, np.ndarray] = {}
         damaged: set[int] = set()
         start = 0
@@ -79,6 +82,14 @@ class Collator:
             keys=self.reader.keys(refs.sample_B),
         )
         return batch.pinned() if self.pin else batch
+
+    def _read(self, members: np.ndarray) -> list[bytes | Corrupt]:
+        """Their bytes; a member in which several modalities lie is read once."""
+        if not self._shared:
+            return self.reader.read(members)
+        once, place = np.unique(members, return_inverse=True)
+        buffers = self.reader.read(once)
+        return [buffers[index] for index in place.tolist()]
 
     def _report(self, refs: Refs, members: np.ndarray, damage: dict[int, str]) -> None:
         with self._lock:

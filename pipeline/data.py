@@ -19,7 +19,7 @@ def check_data(run: Run) -> Manifest:
             + nearest(run.train.best, known)
             + " (every system has val/elbo)"
         )
-    manifest = open_manifest(run.data)
+    manifest = open_manifest(run.data).reading(run.modalities)
     for split in ("train", "val"):
         manifest.split(split)
     manifest.column(list(run.modalities))
@@ -30,14 +30,15 @@ def check_data(run: Run) -> Manifest:
 def _check_fit(run: Run, manifest: Manifest) -> None:
     """Raise UserError where the shards hold a modality of the run in another form, or are damaged beyond the budget."""
     for name, modality in run.modalities.items():
-        if name not in manifest.modalities:
+        member = modality.member(name)
+        if member not in manifest.modalities:
             continue
-        there = manifest.modalities[name]
-        shape = modality.shape if there.shape is None else there.shape  # where it is known
-        if (there.extension, shape) != (modality.extension, modality.shape):
+        there = manifest.modalities[member]
+        shape = modality.member_shape if there.shape is None else there.shape  # where it is known
+        if (there.extension, shape) != (modality.extension, modality.member_shape):
             raise UserError(
-                f"{manifest.directory}: modality {name} is .{there.extension} of shape {shape} in the shards, "
-                f"the run wants .{modality.extension} of shape {modality.shape}"
+                f"{manifest.directory}: modality {member} is .{there.extension} of shape {shape} in the shards, "
+                f"the run wants .{modality.extension} of shape {modality.member_shape}"
             )
     check_shards(manifest, run.train.damage)
 
@@ -45,11 +46,11 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
 def training_stream(run: Run, manifest: Manifest) -> Stream:
     """The stream of a run over its data and what is mixed in. Raises UserError where these hold nothing for it."""
     mixed, names = run.mixed(), list(run.modalities)
-    others = [open_manifest(directory) for directory, _ in mixed]
+    others = [open_manifest(directory).reading(run.modalities) for directory, _ in mixed]
     for other in others:
         other.split("train")
         _check_fit(run, other)
-        if not set(names) & set(other.modalities):
+        if not {other.member_of[name] for name in names} & set(other.modalities):
             raise UserError(f"mix: {other.directory} holds {', '.join(other.modalities)}, none of {', '.join(names)}")
         if other.fingerprint in {one.fingerprint for one in (manifest, *others) if one is not other}:
             raise UserError(f"mix: {other.directory} holds the same data as another directory of the run: leave it out")

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from infra.disk import sync_to_disk
 from infra.errors import UserError
 from infra.storage import is_remote, open_directory
+from modalities import Modality
 from pipeline.order import mix
 
 NAME = "manifest.arrow"
@@ -78,6 +80,10 @@ class Manifest:
             for name, entry in meta["modalities"].items()
         }
         self.shards: list[Shard] = [Shard(**entry) for entry in meta["shards"]]
+        self.files: dict[str, str] = meta.get("files", {})
+        """Checksums (xxh3, 128 bits) of the small files beside the shards, by name."""
+        self.member_of: dict[str, str] = {}
+        """Which member holds a modality whose name is another's: several of a run may lie in one (`reading`)."""
         self._meta: dict[str, Any] = meta
         self._keys: pa.Array = table.column("key").chunk(0)
         members: pa.ListArray = table.column("members").chunk(0)
@@ -119,10 +125,30 @@ class Manifest:
         """The manifest's number of each named modality. Raises UserError for one that the shards do not hold; with
         `partly` its number is -1."""
         known = list(self.modalities)
-        for name in names:
+        members = [self.member_of.get(name, name) for name in names]
+        for name in members:
             if name not in known and not partly:
                 raise UserError(f"{self.directory}: the shards hold no modality {name!r}, only {', '.join(known)}")
-        return [known.index(name) if name in known else -1 for name in names]
+        return [known.index(name) if name in known else -1 for name in members]
+
+    def reading(self, modalities: Mapping[str, Modality]) -> Manifest:
+        """This manifest, which from now on knows in which members these modalities lie."""
+        self.member_of = {name: modality.member(name) for name, modality in modalities.items()}
+        return self
+
+    def file(self, name: str) -> bytes:
+        """A small file beside the shards. Raises UserError where it is missing or another than was written."""
+        try:
+            data = open_directory(self.directory).whole(name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{self.directory}/{name} cannot be read ({error.strerror}); run `pairstream prepare` again"
+            ) from None
+        if xxhash.xxh3_128_hexdigest(data) != self.files.get(name):
+            raise UserError(
+                f"{self.directory}/{name} is not what was written with these shards; run `pairstream prepare` again"
+            )
+        return data
 
     def patterns(self, rows: range) -> np.ndarray:
         """One unsigned integer per sample; bit m says that modality m is declared present (at most 64)."""
@@ -218,8 +244,9 @@ def write(
     keys: Sequence[str] | pa.StringArray,
     first: np.ndarray,
     members: np.ndarray | Mapping[str, np.ndarray],
+    files: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write the manifest by rename and return its fingerprint.
+    """Write the manifest by rename, and the small `files` beside it, and return its fingerprint.
 
     `first` has len(keys)+1 entries; `members` holds MEMBER's columns, as a structured array or by name.
     """
@@ -230,6 +257,11 @@ def write(
         "shards": [{"name": shard.name, "bytes": shard.bytes} for shard in shards],
         "splits": {name: [rows.start, rows.stop] for name, rows in splits.items()},
     }
+    if files:
+        meta["files"] = {name: xxhash.xxh3_128_hexdigest(data) for name, data in files.items()}
+    for name, data in (files or {}).items():
+        (directory / name).write_bytes(data)
+        sync_to_disk(directory / name)
     columns = [np.ascontiguousarray(members[name]) for name in MEMBER.names]
     key_array = keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
     first = first.astype(np.int32)

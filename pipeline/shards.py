@@ -18,7 +18,9 @@ import xxhash
 from infra.storage import open_directory
 from pipeline.manifest import BLOCK, MEMBER, Manifest
 
-SPLITS = ("train", "val", "test")
+POOL = "pool"
+"""Samples that are stored for others to refer to (`Entry.links`); no run reads them by themselves."""
+SPLITS = ("train", "val", "test", POOL)
 KEY = re.compile(r"(?!__)[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")  # webdataset skips what is below a folder __x__
 NAME = re.compile(r"[a-z0-9][a-z0-9_\-]*")  # webdataset lowers capitals and drops members that begin with _
 MODALITIES = 64

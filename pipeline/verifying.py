@@ -22,7 +22,7 @@ import xxhash
 from infra.errors import UserError
 from infra.storage import open_directory
 from pipeline.manifest import BLOCK, Manifest, open_manifest
-from pipeline.shards import GAP, INDEXED, Reader
+from pipeline.shards import GAP, INDEXED, POOL, Reader
 
 Damage = dict[str, str | int]
 Piece = tuple[int, int]
@@ -112,9 +112,26 @@ class Check:
         self.manifest = manifest
         self._directory = open_directory(manifest.directory)
         self._shards, self._modalities = [shard.name for shard in manifest.shards], list(manifest.modalities)
+        pool = manifest.splits.get(POOL, range(0))
+        self._pool = np.arange(manifest.first[pool.start], manifest.first[pool.stop])
+        self._places = np.sort(self._place(self._pool))
+
+    def _place(self, members: np.ndarray) -> np.ndarray:
+        return self.manifest.shard[members].astype(np.uint64) << np.uint64(32) | self.manifest.block[members]
+
+    def _own(self, members: np.ndarray) -> np.ndarray:
+        """Without those that only refer to a member of a sample of the pool: they are verified there."""
+        if not len(self._places):
+            return members
+        place = self._place(members)
+        found = np.minimum(np.searchsorted(self._places, place), len(self._places) - 1)
+        its_own = (members >= self._pool[0]) & (members <= self._pool[-1])
+        return members[its_own | (self._places[found] != place)]
 
     def __call__(self, piece: Piece) -> dict[int, str]:
-        table, members = self.manifest, np.arange(*piece)
+        table, members = self.manifest, self._own(np.arange(*piece))
+        if not len(members):
+            return {}
         members = members[np.lexsort((table.block[members], table.shard[members]))]
         shard, size = table.shard[members], table.size[members].astype(np.int64)
         start = (table.block[members].astype(np.int64) - 1) * BLOCK  # of the header

@@ -5,6 +5,7 @@ A new corpus is a file with a `Corpus`, and its name in `CORPORA`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from infra.errors import UserError, nearest
@@ -50,4 +51,7 @@ def prepare(
         raise UserError(f"corpus {name} is made from {corpus.needs}: say with --source DIR where they are")
     if source and not source.is_dir():
         raise UserError(f"--source {source} is no directory: it has to hold {corpus.needs}")
-    return write(out, corpus, shard_bytes, workers, progress, source)
+    if source and corpus.opened:
+        corpus = corpus.opened(source)
+    written = write(out, corpus, shard_bytes, workers, progress, source)
+    return replace(written, notes=tuple(corpus.notes(source)))

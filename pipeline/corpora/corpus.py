@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ class Entry(NamedTuple):
     split: str
     source: Any = None
     """Where its values come from: a number, a path, ...; only the corpus's `load` knows."""
+    links: Mapping[str, Sequence[str]] | None = None
+    """Members of other samples that this one shows too, stored once: by modality the keys of the samples that hold
+    them; several are instances (20 partners of a digit)."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,16 @@ class Corpus:
     """All samples of the official files in a directory (None where it `needs` none), in the order in which they are
     stored; the same list in every call. Raises UserError where those files are not what they should be."""
     load: Callable[[Entry], Values]
-    """A function of a module (other processes call it), which may keep its raw files open or in a cache."""
+    """A function of a module, or another callable that can be pickled (other processes call it); it may keep its raw
+    files open or in a cache. Raises UserError, or Unusable for a sample that is to be left out."""
     needs: str = ""
     """Which official files `prepare --source` has to find, in words; empty where the corpus needs none."""
     notes: Callable[[Path | None], Sequence[str]] = lambda source: ()
     """Sentences about these files that whoever prepares them should read: which split, what was left out."""
+    opened: Callable[[Path], Corpus] | None = None
+    """Where what a corpus holds depends on its files: the same corpus as these say, with what it needs to load them."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Small files that are stored beside the shards, by name: en.model."""
 
 
 def by_hash(keys: Iterable[str], seed: int) -> list[str]:

@@ -32,14 +32,19 @@ from filelock import FileLock, Timeout
 from infra.disk import sync_to_disk, write_whole
 from infra.errors import UserError
 from pipeline import manifest as manifests
+from pipeline.description import describe
 from pipeline.manifest import MEMBER, Described, Shard
+from pipeline.writing.links import linked
 from pipeline.writing.plan import Part, Plan, planned
 from pipeline.writing.shard import Work, begin, write_in_worker, write_shard
 
 if TYPE_CHECKING:
     from pipeline.corpora.corpus import Corpus, Entry
 
-SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 64 * 2**20
+"""A few seconds of writing, so that processes can share the work; large enough for reads in long stretches."""
+SKIPPED = "skipped.jsonl"
+"""Beside the shards, the samples that were left out: a line {"key", "reason"} each."""
 WORTH = 32 * 2**20
 """Bytes that are worth a process more: it takes a second or two to start."""
 
@@ -56,6 +61,10 @@ class Written:
     """Samples that this call wrote."""
     kept: int
     """Shards that were there already."""
+    skipped: int = 0
+    """Samples that could not be used; they stand in SKIPPED."""
+    notes: tuple[str, ...] = ()
+    """What the corpus says of its files."""
 
 
 def write(
@@ -133,7 +142,7 @@ def _write_into(
     write_parts = _in_this_process if workers <= 1 else _in_processes
     try:
         write_parts(work, entries, todo, workers, report)
-        fingerprint = _merge(partial, corpus, parts)
+        fingerprint, skipped = _merge(partial, corpus, entries, parts)
         os.replace(partial / "data", out)  # an empty directory gives way, any other refuses
         sync_to_disk(out.parent)
     except (Exception, KeyboardInterrupt) as error:
@@ -148,7 +157,7 @@ def _write_into(
             error.add_note(hint)
             raise
         raise UserError(f"{_cannot(out, error) if isinstance(error, OSError) else error}; {hint}") from None
-    return Written(fingerprint, len(entries) - kept, len(parts) - len(todo))
+    return Written(fingerprint, len(entries) - kept, len(parts) - len(todo), skipped)
 
 
 def _take_up(partial: Path, plan: Plan) -> None:
@@ -178,9 +187,15 @@ def _finished(partial: Path, part: Part) -> bool:
         return False
     try:
         table = _rows(rows)
-        return len(table) == len(part.rows) and int(table.schema.metadata[b"bytes"]) == tar.stat().st_size
+        whole = len(table) + len(_skipped(table)) == len(part.rows)
+        return whole and int(table.schema.metadata[b"bytes"]) == tar.stat().st_size
     except manifests.DAMAGE:
         return False
+
+
+def _skipped(rows: pa.Table) -> list[tuple[str, str]]:
+    """Key and reason of each sample that a shard left out."""
+    return [(key, reason) for key, reason in json.loads(rows.schema.metadata[b"skipped"])]
 
 
 def _rows(path: Path) -> pa.Table:
@@ -229,8 +244,8 @@ def _in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _merge(partial: Path, corpus: Corpus, parts: list[Part]) -> str:
-    """Write the manifest of all shards from their rows; returns its fingerprint."""
+def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[Part]) -> tuple[str, int]:
+    """Write the manifest of all shards from their rows; returns its fingerprint, and how many samples were left out."""
     tables = [_rows(partial / "rows" / f"{part.name}.arrow") for part in parts]
     shards = [Shard(f"{p.name}.tar", int(t.schema.metadata[b"bytes"])) for p, t in zip(parts, tables, strict=True)]
     splits: dict[str, range] = {}
@@ -239,13 +254,23 @@ def _merge(partial: Path, corpus: Corpus, parts: list[Part]) -> str:
         split = part.name.split("-")[0]
         splits[split] = range(splits[split].start if split in splits else first, first + len(table))
         first += len(table)
+    skipped = [entry for table in tables for entry in _skipped(table)]
     whole = pa.concat_tables([table.replace_schema_metadata() for table in tables]).combine_chunks()
     del tables
+    if not len(whole):
+        raise UserError(f"corpus {corpus.name}: no sample can be used; the first, {': '.join(skipped[0])}")
     members = whole.column("members").chunk(0)
     columns = {name: members.values.field(name).to_numpy() for name in MEMBER.names}
     described = {name: Described(m.extension, m.shape) for name, m in corpus.modalities.items()}
     keys, offsets = whole.column("key").chunk(0), members.offsets.to_numpy()
-    fingerprint = manifests.write(partial / "data", corpus.name, described, shards, splits, keys, offsets, columns)
-    sync_to_disk(partial / "data" / manifests.NAME)
-    sync_to_disk(partial / "data")
-    return fingerprint
+    if any(entry.links for entry in entries):
+        offsets, columns = linked(corpus, entries, keys.to_pylist(), offsets, columns)
+    data = partial / "data"
+    fingerprint = manifests.write(data, corpus.name, described, shards, splits, keys, offsets, columns, corpus.files)
+    describe(data, corpus.modalities)
+    lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in skipped]
+    if lines:
+        write_whole(data / SKIPPED, "".join(lines))
+    sync_to_disk(data / manifests.NAME)
+    sync_to_disk(data)
+    return fingerprint, len(skipped)

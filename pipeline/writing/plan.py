@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from infra.errors import UserError
+from infra.errors import Unusable, UserError
 from pipeline.shards import KEY, MODALITIES, NAME, SPLITS
 from pipeline.writing.shard import encode, stored
 
@@ -51,17 +51,24 @@ def planned(corpus: Corpus, entries: Sequence[Entry], shard_bytes: int) -> tuple
         rows = np.flatnonzero(split_of == number)
         probes = rows[np.unique(np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int))]
         taken = 0
+        used = 0
         for row in probes:
             entry = entries[int(row)]
-            members = encode(corpus.name, corpus.modalities, entry, corpus.load(entry))
+            try:
+                members = encode(corpus.name, corpus.modalities, entry, corpus.load(entry))
+            except Unusable:
+                continue
+            used += 1
             taken += sum(stored(data) for _, data in members.values())
             for name, (_, data) in members.items():
                 values.update(f"{entry.key}.{name} {len(data)} ".encode() + data)
-        each = taken / max(1, len(probes))
+        each = taken / max(1, used)
         count = max(1, int(shard_bytes / each)) if each else max(1, len(rows))
         starts = range(0, len(rows), count)
         parts += [Part(f"{split}-{i:06d}", rows[start : start + count]) for i, start in enumerate(starts)]
         total += each * len(rows)
+    for name, data in corpus.files.items():
+        values.update(name.encode() + data)
     named = {name: [m.extension, list(m.shape)] for name, m in corpus.modalities.items()}
     return Plan(corpus.name, named, shard_bytes, keys, values.hexdigest()), parts, total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from array import array
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from infra.errors import UserError
+from infra.errors import Unusable, UserError
 from modalities import Modality
 from pipeline.manifest import BLOCK, MEMBER, SCHEMA
 from pipeline.shards import NAME_BYTES
@@ -72,11 +73,15 @@ def stored(data: bytes) -> int:
 
 
 def write_shard(work: Work, number: int, name: str, entries: Iterable[Entry], report: Callable[[int], None]) -> None:
-    """Write shard `number` and its rows; each appears by rename, the shard last."""
+    """Write shard `number` and its rows; each appears by rename, the shard last.
+
+    What the rows say of themselves: the shard's size in bytes, and [key, reason] of each sample that was left out.
+    """
     import webdataset
 
     columns = {"modality": array("H"), "block": array("I"), "size": array("I"), "checksum": array("Q")}
     keys: list[str] = []
+    skipped: list[tuple[str, str]] = []
     first = array("i", [0])
     with _appearing(work.partial / "data" / f"{name}.tar", work.partial) as file:
         # A fixed time and owner: the same samples give the same bytes.
@@ -84,7 +89,11 @@ def write_shard(work: Work, number: int, name: str, entries: Iterable[Entry], re
             stream = tar.tarstream
             stream.format = tarfile.USTAR_FORMAT  # what TarWriter means to ask for: the same bytes in less time
             for entry in entries:
-                members = encode(work.corpus, work.modalities, entry, work.load(entry))
+                try:
+                    members = encode(work.corpus, work.modalities, entry, work.load(entry))
+                except Unusable as error:
+                    skipped.append((entry.key, str(error)))
+                    continue
                 block, blocks = stream.offset // BLOCK, {}
                 for member in sorted(members):  # the order in which webdataset writes them
                     blocks[member] = block + 1
@@ -103,18 +112,24 @@ def write_shard(work: Work, number: int, name: str, entries: Iterable[Entry], re
                     report(len(keys))
         file.flush()
         columns["shard"] = array("I", [number]) * len(columns["size"])
-        _write_rows(work.partial, name, file.tell(), keys, first, columns)
-    report(len(keys))
+        meta = {"bytes": str(file.tell()), "skipped": json.dumps(skipped)}
+        _write_rows(work.partial, name, meta, keys, first, columns)
+    report(len(keys) + len(skipped))
 
 
 def _write_rows(
-    partial: Path, name: str, size: int, keys: list[str], first: array[int], columns: Mapping[str, array[int]]
+    partial: Path,
+    name: str,
+    meta: dict[str, str],
+    keys: list[str],
+    first: array[int],
+    columns: Mapping[str, array[int]],
 ) -> None:
     struct = pa.StructArray.from_arrays(
         [pa.array(np.frombuffer(columns[f.name], f.type.to_pandas_dtype())) for f in MEMBER], fields=list(MEMBER)
     )
     lists = pa.ListArray.from_arrays(pa.array(np.frombuffer(first, np.int32)), struct)
-    schema = SCHEMA.with_metadata({b"bytes": str(size).encode()})
+    schema = SCHEMA.with_metadata(meta)
     with _appearing(partial / "rows" / f"{name}.arrow", partial) as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(pa.record_batch([pa.array(keys, pa.string()), lists], schema=schema))
 

@@ -1,0 +1,49 @@
+"""How to read and to model what the shards hold, in a file beside them: the modalities' settings as JSON.
+
+A recipe has settings of its own; these serve who has none: `pairstream train files`, `pairstream inspect --sheet`. The
+fingerprint of the data does not cover them, since networks may change where bytes do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from infra.disk import write_whole
+from infra.errors import UserError
+from infra.storage import open_directory
+from modalities import AnyModality, Modality
+from pipeline.manifest import Manifest
+
+NAME = "modalities.json"
+
+
+@cache
+def _schema() -> TypeAdapter[dict[str, AnyModality]]:
+    return TypeAdapter(dict[str, Annotated[AnyModality, Field(discriminator="kind")]])
+
+
+def describe(directory: Path, modalities: Mapping[str, Modality]) -> None:
+    """Write the settings of these modalities; of kinds that somebody else defined there are none to be written."""
+    known = {name: modality for name, modality in modalities.items() if isinstance(modality, get_args(AnyModality))}
+    write_whole(directory / NAME, _schema().dump_json(known, indent=2).decode() + "\n")
+
+
+def described(manifest: Manifest) -> dict[str, AnyModality]:
+    """The modalities as `describe` wrote them. Raises UserError where there is no such file, or not a readable one."""
+    path = f"{manifest.directory}/{NAME}"
+    try:
+        return _schema().validate_json(open_directory(manifest.directory).whole(NAME).read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): `pairstream prepare` writes it beside the shards; give "
+            "modalities by a recipe where somebody else made them"
+        ) from None
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}; run `pairstream prepare` again") from None
