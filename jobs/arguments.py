@@ -55,18 +55,20 @@ class Early:
     out: Path | None = None
     resume: bool = False
     source: str | None = None
+    data: str | None = None
 
 
 def early_options(arguments: list[str]) -> Early:
-    """--out, --resume and --from, before the rest is parsed. Raises UserError where one lacks its value."""
+    """--out, --resume, --from and --data, before the rest is parsed. Raises UserError where one lacks its value."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--from", dest="source")
+    parser.add_argument("--data")
     try:
         return parser.parse_known_args(arguments, Early())[0]
     except SystemExit:
-        raise UserError("--out and --from need a value") from None
+        raise UserError("--out, --from and --data need a value") from None
 
 
 def refuse_changes(saved: Run, wanted: Run) -> None:

@@ -1,14 +1,16 @@
-"""pairstream inspect DIR|URL [--no-verify] [--view split --fraction 0.05 --rows 10] [--json]
+"""pairstream inspect DIR|URL [--no-verify] [--view split --fraction 0.05 --rows 10] [--sheet sheet.png] [--json]
 
 What a data directory holds: samples per split and per pattern of present modalities, sizes, fingerprint. Verifies
 every member's checksum and tar header (--no-verify skips that) and exits with 1 where something is damaged. --view
-shows what a supervision view makes of it, and --rows the first rows of its stream, without reading a payload.
+shows what a supervision view makes of it, and --rows the first rows of its stream, without reading a payload. --sheet
+draws a few samples of every pattern with all their modalities.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.errors import UserError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Damaged members, and patterns of a split, that are printed; --json has them all."""
-OF_VIEW = ("split", "fraction", "keep", "composition", "complete_share", "batch", "seed", "modalities", "rows")
+OF_VIEW = ("fraction", "keep", "composition", "complete_share", "batch", "seed", "modalities", "rows")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Options:
     view: Literal["declared", "split", "keep-one", "keep"] | None = None
     """Also show the rows that this supervision view yields."""
     split: str = "train"
-    """With --view: of which split."""
+    """With --view or --sheet: of which split."""
     modalities: str = ""
     """With --view: the modalities of the run, as in image,label; all where not given."""
     fraction: float = 1.0
@@ -52,6 +54,10 @@ class Options:
     """With --view: which keys are complete, and the order of the rows."""
     rows: int = 0
     """With --view: list so many first rows of the stream."""
+    sheet: Path | None = None
+    """Draw samples into this picture (.png, .pdf or .svg): a column for each, a row per modality."""
+    samples: int = 8
+    """With --sheet: how many, at most 50; every pattern of present modalities has its turn, the most frequent first."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -63,6 +69,10 @@ class Options:
         lost = [name for name in given if name in OF_VIEW and self.view is None]
         if lost:
             raise UserError(f"--{lost[0].replace('_', '-')} needs --view: declared, split, keep-one or keep")
+        if "split" in given and self.view is None and self.sheet is None:
+            raise UserError("--split needs --view: declared, split, keep-one or keep; or --sheet: a picture to draw")
+        if "samples" in given and self.sheet is None:
+            raise UserError("--samples needs --sheet: a picture to draw, as in sheet.png")
 
 
 def main(arguments: list[str]) -> int:
@@ -71,18 +81,28 @@ def main(arguments: list[str]) -> int:
     name, rest = split_name("inspect", "directory or URL", arguments, ["data/digits"])
     options = parse("inspect DIR", Options, rest, about=__doc__)
     from rich.console import Console
+    from rich.markup import escape
 
+    from pipeline.description import described, readers
     from pipeline.manifest import open_manifest
     from pipeline.settings import Pairing
+    from pipeline.sheet import check, draw
 
     pairing = Pairing(
         view=options.view or "declared", fraction=options.fraction, keep=options.keep,
         composition=options.composition, complete_share=options.complete_share,
     )  # fmt: skip
+    if options.sheet:
+        check(options.sheet, options.samples)
     manifest, console = open_manifest(name), Console()
     result = _contents(name, manifest, console)
     if options.view:
         result |= show_view(manifest, pairing, options, console)
+    if options.sheet:
+        modalities = described(manifest)
+        draw(manifest, modalities, readers(manifest, modalities), options.sheet, options.samples, options.split)
+        console.print(f"samples drawn: {escape(str(options.sheet))}", soft_wrap=True)
+        result["sheet"] = options.sheet
     damage: list[dict[str, str | int]] = []
     if options.verify:
         damage = result["damaged"] = _verify(manifest, options.workers, console)

@@ -1,8 +1,9 @@
-"""pairstream prepare CORPUS [--source RAW] [--out DIR] [--workers N] [--json]
+"""pairstream prepare CORPUS [--source RAW [--download]] [--out DIR] [--workers N] [--json]
 
-Writes a corpus as WebDataset shards and a manifest; mnist and celeba are made from their official files in RAW. A
-directory that holds the corpus already is left as it is; one that an earlier call was writing when it was stopped is
-finished.
+Writes a corpus as WebDataset shards and a manifest, most of them from their official files in RAW (`prepare CORPUS`
+alone says which); --download fetches these first, where they have a public address. `prepare files` takes data of your
+own: RAW/pairstream.toml says what there is. A directory that holds the corpus already is left as it is; one that an
+earlier call was writing when it was stopped is finished.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from pathlib import Path
 
 from infra.errors import UserError
 from jobs.arguments import closing_json, parse, split_name
-from jobs.progress import writing_progress
+from jobs.progress import bytes_progress, writing_progress
 
 
 @dataclass(frozen=True)
 class Options:
     source: Path | None = None
-    """Directory of the official files, for a corpus that is made from some (mnist, celeba)."""
+    """Directory of the official files, for a corpus that is made from some."""
+    download: bool = False
+    """Fetch the official files into --source (data/CORPUS.raw where not given) first, checked by their sums; what
+    arrived before an interruption is kept."""
     out: Path | None = None
     """Directory to write; data/CORPUS where not given."""
-    shard_mib: float = 256
+    shard_mib: float = 64
     """Size of a shard in MiB."""
     workers: int = 0
     """Processes that write shards; 0: one per core, where there is enough for them to do."""
@@ -45,12 +49,15 @@ def main(arguments: list[str]) -> int:
     options = parse(f"prepare {name}", Options, rest, about=__doc__)
     corpus = find(name)
     out = options.out or Path("data") / name
-    from pipeline.manifest import open_manifest
+    from pipeline.manifest import NAME, open_manifest
     from pipeline.writing import SKIPPED
 
+    source = options.source
+    if options.download and not (out / NAME).is_file():
+        source = _download(name, source or out.with_name(f"{out.name}.raw"))
     started = time.monotonic()
     with writing_progress(name) as progress:
-        written = prepare(name, out, int(options.shard_mib * 2**20), options.workers, progress, options.source)
+        written = prepare(name, out, int(options.shard_mib * 2**20), options.workers, progress, source)
     seconds = time.monotonic() - started
     manifest = open_manifest(out)
     rate = written.samples / seconds
@@ -75,3 +82,18 @@ def main(arguments: list[str]) -> int:
             }
         )  # fmt: skip
     return 0
+
+
+def _download(name: str, directory: Path) -> Path:
+    """The official files of a corpus into a directory; raises UserError where they have no public address."""
+    from infra.download import fetch
+    from pipeline.corpora.downloads import BY_CORPUS, addresses
+
+    files = addresses(name)
+    if not files:
+        raise UserError(
+            f"--download: no public address is known for the files of {name}, only for those of {', '.join(BY_CORPUS)}"
+        )
+    with bytes_progress(f"fetching {name}") as progress:
+        fetch(files, directory, progress)
+    return directory

@@ -26,9 +26,9 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.recipes import RECIPES, SWEEPS
+    from pipeline.recipes import OF_DATA, RECIPES, SWEEPS
 
-    recipes = {name: first_line(function) for name, function in RECIPES.items()}
+    recipes = {name: first_line(function) for name, function in (RECIPES | OF_DATA).items()}
     sweeps = {name: first_line(function) for name, function in SWEEPS.items()}
     table = Table("command", "what it is")
     for name, about in recipes.items():

@@ -27,9 +27,9 @@ import tyro
 from infra.disk import write_whole
 from infra.errors import UserError, nearest
 from jobs import cli
-from jobs.arguments import closing_json, parse, split_name
+from jobs.arguments import closing_json, early_options, parse, split_name
 from jobs.submitted import HINTS, LOG, RECORD, RECORDS, directories, find, look, process
-from pipeline.recipes import RECIPES, SWEEPS, recipe, sweep
+from pipeline.recipes import OF_DATA, RECIPES, SWEEPS, recipe, sweep
 from pipeline.settings import check
 
 
@@ -174,7 +174,9 @@ def _new_name(inner: list[str]) -> str:
     check(name in cli.JOBS, f"no job {name!r}" + nearest(name, list(cli.JOBS)))
     check(name != "submit", "submit cannot submit itself; name another job after --")
     if name == "train":
-        recipe(split_name(name, "recipe", rest, list(RECIPES))[0])
+        early = early_options(rest)
+        if not (early.resume or early.source):  # a run of its own has all that it needs
+            recipe(split_name(name, "recipe", rest, [*RECIPES, *OF_DATA])[0], early.data)
     if name == "sweep":
         sweep(split_name(name, "recipe", rest, list(SWEEPS))[0])
     words = [name, *(Path(word).name for word in rest[:1] if not word.startswith("-"))]

@@ -23,7 +23,7 @@ from infra.preemption import REQUEUE
 from jobs.arguments import RUNS, closing_json, early_options, find_run, parse, refuse_changes, split_name
 from pipeline import config
 from pipeline.config import Run
-from pipeline.recipes import RECIPES, recipe
+from pipeline.recipes import OF_DATA, RECIPES, recipe
 from pipeline.settings import check
 
 if TYPE_CHECKING:
@@ -54,11 +54,10 @@ class Options:
 def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__)
-        print("recipes: " + ", ".join(RECIPES) + "\npairstream train RECIPE --help lists every field")
+        print("recipes: " + ", ".join([*RECIPES, *OF_DATA]) + "\npairstream train RECIPE --help lists every field")
         return 0
-    name, rest = split_name("train", "recipe", arguments, list(RECIPES))
-    early = early_options(rest)
-    default, saved = recipe(name), None
+    name, rest = split_name("train", "recipe", arguments, [*RECIPES, *OF_DATA])
+    early, saved = early_options(rest), None
     directory = early.out
     if early.resume:
         directory = directory or _unfinished(name)
@@ -66,6 +65,8 @@ def main(arguments: list[str]) -> int:
         saved = default = config.load(directory / "run.json")
     elif early.source:
         default = config.load(find_run(early.source) / "run.json")
+    else:
+        default = recipe(name, early.data)
     options = parse(f"train {name}", Options, rest, Options(run=default), about=__doc__)
     check(options.seeds >= 1 and options.ranks >= 1, "--seeds and --ranks must be at least 1")
     check(

@@ -4,11 +4,13 @@ A new kind is a file with a frozen dataclass that fills in `spec.Modality`, and 
 """
 
 from modalities.attributes import Attributes
+from modalities.features import Features
 from modalities.image import Image
 from modalities.label import Label
+from modalities.sentences import Sentences
 from modalities.spec import Modality
 from modalities.text import Text
 
-AnyModality = Image | Label | Attributes | Text
+AnyModality = Image | Label | Attributes | Text | Sentences | Features
 
-__all__ = ["AnyModality", "Attributes", "Image", "Label", "Modality", "Text"]
+__all__ = ["AnyModality", "Attributes", "Features", "Image", "Label", "Modality", "Sentences", "Text"]

@@ -1,7 +1,8 @@
-"""Images stored as raw bytes, PNG or JPEG, scored as independent Bernoulli pixels.
+"""Images stored as raw bytes, PNG or JPEG, scored as independent pixels.
 
 Levels in [0, 1] under a Bernoulli are not a normalised density; the papers (MVAE section 5, "Bernoulli") use
-this cross-entropy all the same, and so do the numbers beside theirs.
+this cross-entropy all the same, and so do the numbers beside theirs. Of a Gaussian or Laplace distribution a sigmoid
+makes the location, as in MMVAE's and SVAE's decoders (MMVAE table 6, SVAE appendix F).
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from modalities.bernoulli import Bernoulli
 from modalities.codecs import decode_pictures, encode_picture
+from modalities.independent import Independent
 from modalities.spec import Buffer, npy_header, unwrap_npy
 
 if TYPE_CHECKING:
     from torch import nn
 
 BYTE = np.dtype(np.uint8)
-LEAST_SIDE = {"mlp": 1, "conv": 32, "conv-strided": 32, "conv-shallow": 4}
+LEAST_SIDE = {"mlp": 1, "conv": 32, "conv-strided": 32, "conv-shallow": 4, "conv-svhn": 8, "conv-split": 8}
 """Pixels a side of the smallest picture of which a network's convolutions leave anything."""
 
 
 @dataclass(frozen=True)
-class Image(Bernoulli):
+class Image(Independent):
     """A grey or coloured image of fixed size.
 
     A corpus gives whole levels, (height, width), or (height, width, 3) with red first; so they are stored. Decoded
@@ -39,27 +40,40 @@ class Image(Bernoulli):
     levels: int = 255
     """The stored integer that stands for white; pixels are divided by it."""
     hidden: tuple[int, ...] = (512, 512)
-    """Widths of the encoder's hidden linear layers; the decoder has them in reverse."""
+    """Widths of the encoder's hidden linear layers; the decoder has them in reverse (conv-split: its own). There may be
+    none after convolutions."""
     codec: Literal["npy", "png", "jpg"] = "npy"
     """How an image is stored, which is also its extension: raw, or compressed without (png) or with loss (jpg)."""
     channels: Literal[1, 3] = 1
     """1: grey. 3: red, green and blue."""
     quality: int = 95
     """JPEG's quality when images are written, 1 to 100; other codecs do not use it."""
-    network: Literal["mlp", "conv", "conv-strided", "conv-shallow"] = "mlp"
+    network: Literal["mlp", "conv", "conv-strided", "conv-shallow", "conv-svhn", "conv-split"] = "mlp"
     """mlp: the linear layers of `hidden` alone. Before them, MVAE's mini-DCGAN: conv, four convolutions, for CelebA;
-    conv-strided, the last of them halves too, for MultiMNIST; conv-shallow, two without norm, for FashionMNIST."""
+    conv-strided, the last of them halves too, for MultiMNIST; conv-shallow, two without norm, for FashionMNIST. SVAE's
+    three with ReLU: conv-svhn, for SVHN, with no `hidden`; conv-split, for parts of MNIST's digits, with 786."""
+    likelihood: Literal["bernoulli", "gaussian", "laplace"] = "bernoulli"
+    """The distribution of a pixel given z."""
+    scale: float = 1.0
+    """The standard deviation of gaussian, the diversity b of laplace, in units of white; bernoulli has none."""
+    activation: Literal["swish", "relu"] = "swish"
+    """What follows each hidden layer of network mlp: MVAE's, or SVAE's and MMVAE's; other networks have their own."""
     kind: Literal["image"] = "image"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.levels <= 255:
             raise ValueError(f"levels is {self.levels}: pixels are stored in one byte, so choose 1 to 255")
         if self.codec == "jpg" and self.levels != 255:
             raise ValueError(f"levels is {self.levels}: JPEG's loss keeps to no smaller range, so choose 255")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is {self.quality}: choose 1 to 100")
-        if min(self.height, self.width, len(self.hidden), *self.hidden) < 1:
-            raise ValueError("height and width must be at least 1, and hidden must hold at least one width")
+        if min(self.height, self.width, *self.hidden) < 1 or (self.network == "mlp" and not self.hidden):
+            raise ValueError("height, width and hidden must be at least 1, and network mlp needs at least one width")
+        if self.network != "mlp" and self.activation != "swish":
+            raise ValueError(
+                f"activation is {self.activation}: network {self.network} has its own, so leave it at swish"
+            )
         least = LEAST_SIDE[self.network]
         if min(self.height, self.width) < least:
             raise ValueError(
@@ -114,18 +128,18 @@ class Image(Bernoulli):
             return super().encoder(latent)
         from modalities.networks import GaussianEncoder, convolutions
 
-        return GaussianEncoder(convolutions(self.network, self._planes, self.hidden), self.hidden[-1], latent)
+        return GaussianEncoder(*convolutions(self.network, self._planes, self.hidden), latent)
 
     def features(self) -> tuple[nn.Module, int]:
         if self.network == "mlp":
             return super().features()
         from modalities.networks import convolutions
 
-        return convolutions(self.network, self._planes, self.hidden[:1]), self.hidden[0]
+        return convolutions(self.network, self._planes, self.hidden[:1])
 
     def decoder(self, latent: int) -> nn.Module:
         if self.network == "mlp":
             return super().decoder(latent)
         from modalities.networks import deconvolutions
 
-        return deconvolutions(self.network, (latent, *reversed(self.hidden)), self._planes)
+        return deconvolutions(self.network, latent, self.hidden, self._planes)

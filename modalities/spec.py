@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -38,19 +38,24 @@ class Modality(ABC):
     def shape(self) -> tuple[int, ...]:
         """Shape of one decoded value; a batch has shape (B, *shape)."""
 
-    def member(self, name: str) -> str:
-        """Which member of a sample holds the modality of this name: several may lie in one."""
-        return name
-
-    @property
-    def member_shape(self) -> tuple[int, ...]:
-        """Shape of all that the member holds."""
-        return self.shape
-
     @property
     @abstractmethod
     def dtype(self) -> np.dtype:
         """Element type of a decoded batch."""
+
+    @property
+    def member_shape(self) -> tuple[int, ...]:
+        """Shape of what one member of a shard holds: of more than one value where modalities share it."""
+        return self.shape
+
+    @property
+    def network_kind(self) -> Hashable:
+        """What the structure of its networks hangs on: those of modalities with one kind may run stacked."""
+        return self
+
+    def member(self, name: str) -> str:
+        """Which member of a sample holds the modality of this name; several may share one."""
+        return name
 
     @abstractmethod
     def encode(self, value: np.ndarray) -> bytes:
@@ -74,6 +79,11 @@ class Modality(ABC):
     @abstractmethod
     def decoder(self, latent: int) -> nn.Module:
         """A network (B, Z) -> the parameters of p(x|z), in the form that `log_likelihood` takes."""
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether the decoder is also called with the values that it scores (`modalities/sentences.py`)."""
+        return False
 
     @abstractmethod
     def log_likelihood(self, parameters: Tensor, value: Tensor) -> Tensor:

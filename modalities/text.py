@@ -3,6 +3,8 @@
 Token 0 is the end of a text, and also fills what is left of its row; 1 is the start, which a decoder is given and no
 text holds. MVAE's twelve tokens are ten digits and these two ("a start token, and stop token"; the authors' code, which
 always writes four characters, calls the end FILL).
+
+Shape legend: B rows, L places in a text, V tokens.
 """
 
 from __future__ import annotations
@@ -23,33 +25,20 @@ START = 1
 
 
 @dataclass(frozen=True)
-class Text(Modality):
-    """A sequence of tokens with an end, stored and decoded as `length` whole numbers: tokens from 2, then ends only.
+class Tokens(Modality):
+    """Sequences of tokens with an end, stored and decoded as `length` whole numbers: other tokens, then ends only.
 
     The likelihood is of the tokens and the first end. Over all texts it sums to less than one: the softmax has a place
-    for the start token, and for texts that do not end in time.
+    for the start token, and for texts that do not end in time. Decoders here give logits (B, L, V): given z, a text's
+    places are independent.
     """
 
     vocabulary: int
     """How many tokens there are, the end and the start among them."""
     length: int
     """Tokens of the longest text, its end among them."""
-    embedding: int = 200
-    """Features of a token."""
-    hidden: int = 200
-    """Features of the GRUs' states."""
-    kind: Literal["text"] = "text"
 
     extension = "npy"
-
-    def __post_init__(self) -> None:
-        if self.vocabulary < 3 or self.length < 2:
-            raise ValueError(
-                f"vocabulary is {self.vocabulary} and length {self.length}: choose at least 3 (end, start and a token) "
-                f"and 2 (a token and its end)"
-            )
-        if min(self.embedding, self.hidden) < 1:
-            raise ValueError("embedding and hidden must be at least 1")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,6 +78,39 @@ class Text(Modality):
 
         return GaussianEncoder(*self.features(), latent)
 
+    def log_likelihood(self, parameters: Tensor, value: Tensor) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        scores = -cross_entropy(parameters.float().flatten(0, 1), value.flatten(), reduction="none").view_as(value)
+        return scores.masked_fill(after_end(value), 0).sum(1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return ended(parameters.argmax(2))
+
+    def sample(self, parameters: Tensor, uniform_BL: Tensor) -> Tensor:
+        """A text of each row's p(x|z), (B, L), made of uniform numbers in [0, 1); `mean` is the likeliest."""
+        return ended(drawn(parameters, uniform_BL))
+
+
+@dataclass(frozen=True)
+class Text(Tokens):
+    """A short text: tokens from 2, then ends only."""
+
+    embedding: int = 200
+    """Features of a token."""
+    hidden: int = 200
+    """Features of the GRUs' states."""
+    kind: Literal["text"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 3 or self.length < 2:
+            raise ValueError(
+                f"vocabulary is {self.vocabulary} and length {self.length}: choose at least 3 (end, start and a token) "
+                f"and 2 (a token and its end)"
+            )
+        if min(self.embedding, self.hidden) < 1:
+            raise ValueError("embedding and hidden must be at least 1")
+
     def features(self) -> tuple[nn.Module, int]:
         from modalities.recurrent import Reader
 
@@ -99,18 +121,22 @@ class Text(Modality):
 
         return Writer(latent, self.vocabulary, self.embedding, self.hidden, self.length)
 
-    def log_likelihood(self, parameters: Tensor, value: Tensor) -> Tensor:
-        from torch.nn.functional import cross_entropy
 
-        scores = -cross_entropy(parameters.float().flatten(0, 1), value.flatten(), reduction="none").view_as(value)
-        return scores.masked_fill(_after_end(value), 0).sum(1)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        tokens = parameters.argmax(2)
-        return tokens.masked_fill(_after_end(tokens), END)
-
-
-def _after_end(tokens_BL: Tensor) -> Tensor:
+def after_end(tokens_BL: Tensor) -> Tensor:
     """Which places come after a row's first end."""
-    ended = tokens_BL == END
-    return ended.cumsum(1) > ended
+    ends = tokens_BL == END
+    return ends.cumsum(1) > ends
+
+
+def ended(tokens_BL: Tensor) -> Tensor:
+    """The same texts with nothing but ends after the first."""
+    return tokens_BL.masked_fill(after_end(tokens_BL), END)
+
+
+def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens (…) of distributions (…, V) by their inverse cumulative functions, from numbers (…) in [0, 1).
+
+    In float64: thousands of probabilities summed in float32 would be off by more than many of them.
+    """
+    reached = logits.double().softmax(-1).cumsum(-1)
+    return (reached[..., :-1] <= uniform[..., None] * reached[..., -1:]).sum(-1)

@@ -6,17 +6,18 @@ fingerprint of the data does not cover them, since networks may change where byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from infra.disk import write_whole
 from infra.errors import UserError
 from infra.storage import open_directory
-from modalities import AnyModality, Modality
+from modalities import AnyModality, Modality, Sentences
 from pipeline.manifest import Manifest
 
 NAME = "modalities.json"
@@ -47,3 +48,18 @@ def described(manifest: Manifest) -> dict[str, AnyModality]:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']}; run `pairstream prepare` again") from None
+
+
+def readers(manifest: Manifest, modalities: Mapping[str, Modality]) -> dict[str, Callable[[np.ndarray], str]]:
+    """What a value (…) reads like, of the modalities whose tokenizer lies beside the shards."""
+    from pipeline.tokenizers import Tokenizer
+
+    tokenizers = {
+        name: Tokenizer(manifest.file(f"{name}.model"))
+        for name, modality in modalities.items()
+        if isinstance(modality, Sentences) and f"{name}.model" in manifest.files
+    }
+    return {
+        name: lambda value, tokenizer=tokenizer: tokenizer.decode(value[None])[0]  # type: ignore[misc]
+        for name, tokenizer in tokenizers.items()
+    }

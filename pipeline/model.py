@@ -17,6 +17,7 @@ from modalities import Modality
 from modalities.networks import JointEncoder, as_input
 from pipeline.batch import Batch, on_device
 from pipeline.experts import Gaussian, Laplace, Mixture
+from pipeline.noise import uniform
 from pipeline.objectives.plan import Plan
 from pipeline.posteriors import Distribution, Expert, Posterior, Products, Recipe, log_scale
 from pipeline.scores import Densities, Scores
@@ -45,11 +46,14 @@ class MultimodalVAE(nn.Module):
         self._order = {name: number for number, name in enumerate(self._experts)}
         self.encoders = Bank(
             {name: self._encoder(expert) for name, expert in self._experts.items()},
-            {name: tuple(self.modalities[m] for m in expert.inputs) for name, expert in self._experts.items()},
+            {
+                name: tuple(self.modalities[m].network_kind for m in expert.inputs)
+                for name, expert in self._experts.items()
+            },
         )
         self.decoders = Bank(
             {name: self.modalities[name].decoder(width) for name in self.generated},
-            {name: self.modalities[name] for name in self.generated},
+            {name: self.modalities[name].network_kind for name in self.generated},
         )
         self.context = nn.ModuleDict({name: network for name, (network, _) in features.items()})
         self.prior_raw = nn.Parameter(torch.zeros(latent)) if self.family.laplace else None
@@ -112,8 +116,13 @@ class MultimodalVAE(nn.Module):
         )
         return weighted, precision, anchor
 
-    def decode_all(self, batch: Batch, z_TBZ: Tensor, wanted_TBM: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Every decoder once, on the pairs (t, b) that want its modality: (log_likelihood_TBM, anchor)."""
+    def decode_all(
+        self, batch: Batch, z_TBZ: Tensor, wanted_TBM: np.ndarray, noise_TBZ: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Every decoder once, on the pairs (t, b) that want its modality: (log_likelihood_TBM, anchor).
+
+        Autoregressive decoders read the values too; with the terms' noise, which training gives, not every word.
+        """
         terms, rows, _ = z_TBZ.shape
         columns = {name: column for column, name in enumerate(self.modalities)}
         z_flat = z_TBZ.reshape(terms * rows, self.latent)
@@ -129,16 +138,21 @@ class MultimodalVAE(nn.Module):
         if context is not None:
             z_all = torch.cat([z_all, context.index_select(0, together % rows)], 1)
         scores, places = [], []
-        z_parts = z_all.split([some.size for some in index])
-        for names, ragged, some, z in zip(groups, raggeds, index, z_parts, strict=True):
-            pairs = [pairs_of[name] for name in names]
-            z = z.to(next(self.decoders[names[0]].parameters()).dtype)
-            parameters = ragged.flat(self.decoders.run_together(names, [z.view(*some.shape, -1)]))
+        z_parts, row_parts = (whole.split([some.size for some in index]) for whole in (z_all, together))
+        for names, ragged, some, z, z_rows in zip(groups, raggeds, index, z_parts, row_parts, strict=True):
+            modality, pairs = self.modalities[names[0]], [pairs_of[name] for name in names]
+            values = torch.cat([_values(batch, name, some % rows) for name, some in zip(names, pairs, strict=True)])
+            inputs = [z.to(next(self.decoders[names[0]].parameters()).dtype).view(*some.shape, -1)]
+            if modality.autoregressive:  # of one network: recurrent layers are not stacked
+                inputs += ragged.padded([[values]])
+                if noise_TBZ is not None:
+                    first = noise_TBZ[..., 0].flatten().index_select(0, z_rows)
+                    inputs.append(uniform(first, names[0], values.shape[1]))
+            parameters = ragged.flat(self.decoders.run_together(names, inputs))
             if not ragged.total:
                 anchor = anchor + _nothing(parameters)
                 continue
-            values = torch.cat([_values(batch, name, some % rows) for name, some in zip(names, pairs, strict=True)])
-            scores.append(self.modalities[names[0]].log_likelihood(parameters, values))
+            scores.append(modality.log_likelihood(parameters, values))
             places += [columns[name] * terms * rows + some for name, some in zip(names, pairs, strict=True)]
         if not scores:
             return torch.zeros((terms, rows, len(columns)), device=z_flat.device), anchor
@@ -155,16 +169,16 @@ class MultimodalVAE(nn.Module):
         posterior = self._fused(weighted, precision, plan.recipe)
         if self.prior_raw is not None:
             anchor = anchor + _nothing(self.prior_raw)
-        prior = self.prior(noise_TBZ.device)
+        prior, dropping = self.prior(noise_TBZ.device), noise_TBZ if self.training else None
         if plan.sampling is None:
-            likely, decoder_anchor = self.decode_all(batch, posterior.sample(noise_TBZ), plan.wanted_TBM)
+            likely, decoder_anchor = self.decode_all(batch, posterior.sample(noise_TBZ), plan.wanted_TBM, dropping)
             divergence = posterior.kl_to_prior() if isinstance(posterior, Gaussian) else posterior.kl(prior)  # type: ignore[arg-type]
             return Scores(likely, divergence, _kl(posterior, plan.pairs_P2), anchor + decoder_anchor)
         samples, linear = plan.sampling.samples, plan.sampling.bound == "linear"
         z = posterior.sample(noise_TBZ.view(samples, -1, *noise_TBZ.shape[1:]))
         decoded = z.view_as(z)
         wanted = np.tile(plan.decoded_TBM, (samples, 1, 1))
-        likely, decoder_anchor = self.decode_all(batch, decoded.flatten(0, 1), wanted)
+        likely, decoder_anchor = self.decode_all(batch, decoded.flatten(0, 1), wanted, dropping)
         density = posterior.map(Tensor.detach) if plan.sampling.gradient == "dreg" and not linear else posterior
         return Densities(
             likely.unflatten(0, (samples, -1)),

@@ -40,3 +40,15 @@ def normal(seed: int, purpose: str, row_B: Tensor, terms: int, latent: int) -> T
     radius = (((bits >> 32) & _LOW).float() + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = (bits & _LOW).float().mul_(2 * math.pi / 2**32)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=2)[..., :latent]
+
+
+def uniform(normal_N: Tensor, purpose: str, places: int) -> Tensor:
+    """More numbers for rows and terms that have noise: uniform in [0, 1), (N, places) in float32.
+
+    Each is the hash of a normal number's bits, its own place and the purpose, so it hangs on what that number hangs on.
+    """
+    base = seed_of("uniform", purpose)
+    lane = torch.arange(1, places + 1, device=normal_N.device)
+    key = _mix(normal_N.float().view(torch.int32).long() * _GOLDEN + (base - 2**64 if base >= 2**63 else base))
+    bits = _mix(key[:, None] + lane * _GOLDEN)
+    return ((bits >> 40) & (2**24 - 1)).float().mul_(2.0**-24)

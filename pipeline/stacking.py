@@ -26,7 +26,7 @@ IN_CACHE = 10_000
 Beyond them what lies between the products of all networks no longer fits into its cache, that of one network does.
 """
 STACKABLE = {
-    nn.Linear, nn.LayerNorm, nn.Embedding, nn.SiLU, nn.Flatten, nn.Unflatten,
+    nn.Linear, nn.LayerNorm, nn.Embedding, nn.SiLU, nn.ReLU, nn.ELU, nn.Flatten, nn.Unflatten,
     nn.Sequential, GaussianEncoder, JointEncoder,
 }  # fmt: skip
 """What stacked networks are made of: convolutions would become grouped ones, which are slower; others are not known."""

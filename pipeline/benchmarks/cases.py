@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from modalities import AnyModality, Attributes, Label
 from pipeline.batch import Batch
 from pipeline.config import Run
-from pipeline.corpora import celeba as official
 from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import combine
 from pipeline.recipes import recipe
@@ -32,11 +31,7 @@ def mnist() -> Run:
 
 def celeba19() -> Run:
     """MVAE19: an image of 64x64 pixels in colour, 18 attributes that are a modality each, one random subset."""
-    base = recipe("celeba")
-    names = official.ATTRIBUTES
-    modalities: dict[str, AnyModality] = {"image": official.MODALITIES["image"]}
-    modalities |= {name.lower(): Attributes(count=1) for name in names}
-    return _timed(replace(base, modalities=modalities, objective=Objective(k=1)))
+    return _timed(recipe("celeba19"))
 
 
 def small(count: int, k: int) -> Run:

@@ -9,13 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.errors import UserError, nearest
+from pipeline.corpora.binary_mnist import BINARY_MNIST
 from pipeline.corpora.celeba import CELEBA
+from pipeline.corpora.celeba_transforms import CELEBA_TRANSFORMS
 from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.cub import CUB, CUB_FEATURES, CUB_RESNET
 from pipeline.corpora.digits import DIGITS
+from pipeline.corpora.iwslt import IWSLT
 from pipeline.corpora.mnist import FASHION_MNIST, MNIST
+from pipeline.corpora.mnist_digits import MNIST_DIGITS
+from pipeline.corpora.mnist_split import MNIST_SPLIT, MNIST_SPLIT3
+from pipeline.corpora.mnist_svhn import MNIST_SVHN
+from pipeline.corpora.multimnist import MULTIMNIST
 from pipeline.writing import SHARD_BYTES, Progress, Written, write
 
-CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (DIGITS, MNIST, FASHION_MNIST, CELEBA)}
+CORPORA: dict[str, Corpus] = {
+    corpus.name: corpus
+    for corpus in (
+        DIGITS, MNIST, BINARY_MNIST, FASHION_MNIST, MULTIMNIST, MNIST_SPLIT, MNIST_SPLIT3, MNIST_SVHN, MNIST_DIGITS,
+        CELEBA, CELEBA_TRANSFORMS, CUB, CUB_FEATURES, CUB_RESNET, IWSLT,
+    )
+}  # fmt: skip
 
 
 def find(name: str) -> Corpus:

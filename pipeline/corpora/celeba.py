@@ -13,8 +13,6 @@ that lacks them; a row without a picture is no sample. Both are counted and said
 
 from __future__ import annotations
 
-import lzma
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +21,8 @@ import numpy as np
 
 from infra.errors import UserError
 from modalities import AnyModality, Attributes, Image
-from pipeline.corpora.corpus import Corpus, Entry, by_hash
+from pipeline.corpora.corpus import Corpus, Entry
+from pipeline.corpora.official import SPLITS, Picture, divided, in_tars, pixels, text
 
 SIDE = 64
 ATTRIBUTES = (
@@ -36,21 +35,7 @@ MODALITIES: dict[str, AnyModality] = {
     "image": Image(height=SIDE, width=SIDE, channels=3, codec="jpg", quality=95, network="conv", hidden=(512,)),
     "attributes": Attributes(count=len(ATTRIBUTES)),
 }
-SPLITS = ("train", "val", "test")
-"""By their number in the official partition."""
 PICTURES, ROWS, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
-END = b"\xff\xd9"
-"""How a JPEG ends; no compressed picture has these bytes within (ITU-T T.81, B.1.1.5)."""
-
-
-class Picture(NamedTuple):
-    """Where the bytes of a picture are."""
-
-    file: str
-    """A JPEG, or a tar of them."""
-    offset: int = -1
-    """In a tar, where its bytes begin; negative for a file of its own."""
-    size: int = 0
 
 
 class Raw(NamedTuple):
@@ -83,7 +68,7 @@ def notes(source: Path | None) -> list[str]:
 def load(entry: Entry) -> dict[str, np.ndarray]:
     """The picture (64, 64, 3), red first, and its attributes (18,), where it has some. Raises UserError."""
     raw: Raw = entry.source
-    values = {"image": _face(raw.picture, entry.key)}
+    values = {"image": thumbnail(pixels(raw.picture, entry.key))}
     if raw.attributes is not None:
         values["attributes"] = np.frombuffer(raw.attributes, np.uint8)
     return values
@@ -115,9 +100,7 @@ def _listing(source: Path) -> Listing:
         split = {key: official[key] for key in pictures}
         notes.append("splits: the official partition")
     else:
-        order = by_hash(pictures, seed=2015)
-        val, test = len(order) * 8 // 10, len(order) * 9 // 10
-        split = {key: SPLITS[(place >= val) + (place >= test)] for place, key in enumerate(order)}
+        split = divided(pictures, seed=2015)
         there = ", ".join(name for name in SPLITS if name in covered) or "none"
         notes.append(
             f"splits: not the official partition, since these pictures do not cover it (only: {there}); 80 % train, "
@@ -135,36 +118,15 @@ def _in_folder(folder: Path) -> dict[str, Picture]:
 
 
 def _in_tars(source: Path) -> dict[str, Picture]:
-    from pipeline.scanning import scan
-
-    pictures: dict[str, Picture] = {}
-    for path in sorted(source.glob(f"{PICTURES}*.tar")):
-        found = scan(path, {"jpg": (0, "")}.get)
-        if found.damage:
-            raise UserError(f"{path} is damaged at byte {found.damage[1]:,} ({found.damage[2]}): fetch it again")
-        for run in found.runs:
-            for member in run.members:
-                key = Path(run.key).name
-                if key in pictures:
-                    raise UserError(f"{path} holds {key}.jpg, and so does {pictures[key].file}: take one of them away")
-                pictures[key] = Picture(str(path), member.offset, member.size)
+    pictures = in_tars(sorted(source.glob(f"{PICTURES}*.tar")), key=lambda name: Path(name).name)
     if not pictures:
         raise UserError(f"{source} has no pictures: expected is a folder {PICTURES}/ of JPEGs, or a {PICTURES}*.tar")
     return pictures
 
 
 def _table(source: Path, name: str) -> tuple[Path, list[str]]:
-    """The one file of that name, whatever follows it before .txt or .txt.xz, and its lines."""
-    files = [path for ending in (".txt", ".txt.xz") for path in sorted(source.glob(f"{name}*{ending}"))]
-    if len(files) != 1:
-        names = f"has several: {', '.join(path.name for path in files)}" if files else "has none"
-        raise UserError(f"{source}: expected one {name}.txt or {name}.txt.xz, but it {names}")
-    data = files[0].read_bytes()
-    try:
-        text = (lzma.decompress(data) if files[0].suffix == ".xz" else data).decode("ascii")
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UserError(f"{files[0]} cannot be read ({error}): it was cut off or damaged, fetch it again") from None
-    return files[0], text.splitlines()
+    file, words = text(source, name)
+    return file, words.splitlines()
 
 
 def _attributes(file: Path, lines: list[str]) -> tuple[int, dict[str, bytes]]:
@@ -194,7 +156,7 @@ def _partition(file: Path, lines: list[str]) -> dict[str, str]:
         words = line.split()
         if len(words) != 2 or words[1] not in ("0", "1", "2"):
             raise UserError(f"{file}, line {number}: expected a picture and 0, 1 or 2, got {line!r}")
-        splits[_key(words[0])] = SPLITS[int(words[1])]
+        splits[_key(words[0])] = SPLITS[int(words[1])]  # train, val and test in the official order
     return splits
 
 
@@ -205,36 +167,20 @@ def _key(name: str) -> str:
 # Loading
 
 
-def _face(picture: Picture, key: str) -> np.ndarray:
-    data = Path(picture.file).read_bytes() if picture.offset < 0 else _read(picture)
-    pixels = thumbnail(data) if END in data else None
-    if pixels is None:
-        raise UserError(f"{picture.file}: picture {key} is no whole JPEG ({len(data):,} bytes): fetch it again")
-    return pixels
-
-
-def _read(picture: Picture) -> bytes:
-    return os.pread(_opened(picture.file), picture.size, picture.offset)
-
-
-@lru_cache
-def _opened(file: str) -> int:
-    """A tar's descriptor, which stays open as long as the process lives."""
-    return os.open(file, os.O_RDONLY)
-
-
-def thumbnail(data: bytes, side: int = SIDE) -> np.ndarray | None:
-    """The middle (side, side, 3), red first, of a picture whose short side is scaled to `side`; None for no picture."""
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """The middle (64, 64, 3) of a picture whose short side is scaled to 64."""
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        return None
-    scale = side / min(pixels.shape[:2])
-    height, width = (round(length * scale) for length in pixels.shape[:2])
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    top, left = (height - side) // 2, (width - side) // 2
-    return small[top : top + side, left : left + side, ::-1]
+    height, width, top, left = frame(*picture.shape[:2])
+    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return small[top : top + SIDE, left : left + SIDE]
+
+
+def frame(height: int, width: int) -> tuple[int, int, int, int]:
+    """To which height and width a picture of these is scaled, and at which row and column of that its middle begins."""
+    scale = SIDE / min(height, width)
+    height, width = round(height * scale), round(width * scale)
+    return height, width, (height - SIDE) // 2, (width - SIDE) // 2
 
 
 CELEBA = Corpus(

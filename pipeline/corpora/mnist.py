@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,24 +47,29 @@ class Place(NamedTuple):
 def entries(source: Path | None) -> list[Entry]:
     """All digits in their official order. Raises UserError where the files are not whole, or do not fit each other."""
     assert source is not None, "prepare gives it"
-    places = {part: len(_digits(str(source), part)[1]) for part in PARTS}
-    named = {f"{part}/{n:05d}": Place(str(source), part, n) for part, count in places.items() for n in range(count)}
+    counts = {part: len(read_part(str(source), part)[1]) for part in PARTS}
+    named = {f"{part}/{n:05d}": Place(str(source), part, n) for part, count in counts.items() for n in range(count)}
     training = [key for key, place in named.items() if place.part == "train"]
-    val = set(by_hash(training, seed=1998)[: len(training) // VAL])
+    val = validation(training)
     split = {key: "val" if key in val else "train" for key in training}
     return [Entry(key, split.get(key, "test"), place) for key, place in named.items()]
+
+
+def validation(keys: Sequence[str]) -> set[str]:
+    """Which of these training images are validation data: the sixth with the smallest hashes."""
+    return set(by_hash(keys, seed=1998)[: len(keys) // VAL])
 
 
 def load(entry: Entry) -> dict[str, np.ndarray]:
     """The picture (28, 28) and the label of one digit."""
     place: Place = entry.source
-    images, labels = _digits(place.directory, place.part)
+    images, labels = read_part(place.directory, place.part)
     return {"image": images[place.number], "label": np.asarray(labels[place.number])}
 
 
 @lru_cache
-def _digits(directory: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images (N, 28, 28) and the labels (N,) of a part, read once in each process."""
+def read_part(directory: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N, 28, 28) and the labels (N,) of a part, read once in each process. Raises UserError."""
     images_file, labels_file = (_file(Path(directory), name) for name in FILES if name.startswith(part))
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
     if images.shape[1:] != (SIDE, SIDE):
@@ -76,12 +82,16 @@ def _digits(directory: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+def find_file(directory: Path, name: str) -> Path | None:
+    """The file of that name, gzipped or not; None where neither is there."""
+    return next((path for path in (directory / name, directory / f"{name}.gz") if path.is_file()), None)
+
+
 def _file(directory: Path, name: str) -> Path:
-    """The file of that name, gzipped or not."""
-    for path in (directory / name, directory / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(f"{directory} has no {name}.gz: expected are {', '.join(FILES)}, each with or without .gz")
+    path = find_file(directory, name)
+    if path is None:
+        raise UserError(f"{directory} has no {name}.gz: expected are {', '.join(FILES)}, each with or without .gz")
+    return path
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

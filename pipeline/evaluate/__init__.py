@@ -16,6 +16,7 @@ from pipeline.config import Run
 from pipeline.evaluate.classification import accuracy_names, label_accuracy
 from pipeline.evaluate.importance import importance_sampled
 from pipeline.evaluate.likelihood import elbo
+from pipeline.evaluate.tokens import token_names, tokens_per_text
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import family_of
@@ -28,7 +29,7 @@ Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], tuple[dict[str, float
 def metric_names(run: Run, split: str) -> list[str]:
     """The metrics that `evaluate` gives for a run's modalities and system."""
     made = [name for name in run.modalities if name not in family_of(run).conditions]
-    names = ["elbo", "kl", *(f"recon.{name}" for name in made), *accuracy_names(run)]
+    names = ["elbo", "kl", *(f"recon.{name}" for name in made), *accuracy_names(run), *token_names(run)]
     return [f"{split}/{name}" for name in names]
 
 
@@ -62,6 +63,7 @@ def evaluate(
     measures: list[Measure] = [
         elbo,
         label_accuracy,
+        tokens_per_text,
         *([partial(importance_sampled, samples=samples)] if samples else []),
     ]
     for batch in batches(run, manifest, split, world):

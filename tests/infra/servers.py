@@ -76,7 +76,7 @@ class Faulty(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.headers = files, {"ETag": '"1"'}
         self.fault: Callable[[int, str], str] = lambda number, name: ""
         self.gets: Counter[tuple[str, str]] = Counter()
@@ -95,7 +95,7 @@ class Faulty(ThreadingHTTPServer):
         """A client that went away is no matter."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Faulty
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer in one packet: acknowledging the first of two takes 40 ms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ import pytest
 from jobs import look
 from jobs.cli import main
 from pipeline import verifying
-from pipeline.manifest import BLOCK, Manifest
+from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import view
 from pipeline.settings import Pairing
+from pipeline.sheet import choose
 from pipeline.stream import Stream
 from tests.infra.servers import Faulty
 from tests.pipeline.tiny import MODALITIES, NAMES, held, make
@@ -148,6 +150,54 @@ def test_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert found == {name: value for name, value in here.items() if name != "directory"}
 
 
+# Sheets
+
+
+def test_a_sheet_of_samples(digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sheet.svg"
+    code, said, found = inspect(capsys, digits_dir, "--no-verify", "--sheet", file, "--samples", 3, "--split", "val")
+    assert (code, found["sheet"]) == (0, str(file))
+    assert f"samples drawn: {file}" in said
+    title, *keys, name = re.findall("<!-- (.*) -->", file.read_text())[:5]
+    assert (title, name) == ("digits, val: 3 of 269 samples", "top")
+    manifest = open_manifest(digits_dir)
+    assert set(keys) < set(manifest.keys(manifest.split("val")))
+    assert "sheet" not in inspect(capsys, digits_dir, "--no-verify")[2]
+
+
+def test_a_sheet_of_remote_and_of_damaged_data(
+    digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAIRSTREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    here, there = tmp_path / "here.png", tmp_path / "there.png"
+    assert inspect(capsys, digits_dir, "--no-verify", "--sheet", here)[0] == 0
+    files = {path.name: path.read_bytes() for path in digits_dir.iterdir()}
+    with closing(Faulty(files)) as server:
+        assert inspect(capsys, server.url, "--no-verify", "--sheet", there)[0] == 0
+    assert here.read_bytes() == there.read_bytes()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    manifest = open_manifest(tmp_path)
+    flip(manifest, int(manifest.first[choose(manifest, "train", 8)[0]]))
+    code, _, found = inspect(capsys, tmp_path, "--sheet", tmp_path / "damaged.svg")
+    assert (code, len(found["damaged"])) == (1, 1)
+    assert (tmp_path / "damaged.svg").read_text().count("<!-- damaged -->") == 1
+
+
+def test_a_sheet_of_what_nobody_describes(bare: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(bare.directory, "modalities.json").unlink()
+    said = refused(capsys, bare.directory, "--no-verify", "--sheet", tmp_path / "sheet.png")
+    assert "modalities.json cannot be read (no such file): `pairstream prepare` writes it" in said
+
+
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_data_are_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "gone is no directory" in refused(capsys, tmp_path / "no-data", "--sheet", tmp_path / "gone/sheet.png")
+    assert "choose 1 to 50" in refused(capsys, tmp_path, "--sheet", tmp_path / "sheet.png", "--samples", 99)
+
+
 # Views
 
 
@@ -230,6 +280,9 @@ def test_a_batch_too_small_for_balanced_steps(bare: Manifest, capsys: pytest.Cap
         (["--fraction", 0.1], "--fraction needs --view"),
         (["--complete-share", 0.1], "--complete-share needs --view"),
         (["--rows", 5], "--rows needs --view"),
+        (["--samples", 5], "--samples needs --sheet"),
+        (["--split", "val"], "or --sheet"),
+        (["--sheet", "sheet.png", "--rows", 5], "--rows needs --view"),
         (["--view", "keep", "--fraction", 0.1], "pairing.fraction"),
         (["--view", "split", "--keep", 0.1], "belongs to pairing.view = keep"),
         (["--view", "split", "--fraction", 2], "between 0 and 1"),
@@ -252,7 +305,7 @@ from jobs.cli import main
 try:
     main(["inspect", "--help"])
 finally:
-    print("heavy:", *{"pyarrow", "torch", "webdataset", "fsspec"} & set(sys.modules))
+    print("heavy:", *{"matplotlib", "pyarrow", "torch", "webdataset", "fsspec"} & set(sys.modules))
 """
 
 

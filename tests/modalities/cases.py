@@ -1,18 +1,27 @@
-"""One modality of each kind, with values that fit it, values and bytes that do not, and what torch makes of it."""
+"""Modalities of each kind, with values that fit them, values and bytes that do not, and what torch makes of them."""
 
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, distributions
+from torch import Tensor
 
-from modalities import Attributes, Image, Label, Modality, Text
+from modalities import Attributes, Features, Image, Label, Modality, Sentences, Text
+from tests.modalities.references import (
+    all_beginnings,
+    all_binary,
+    bernoulli,
+    categorical,
+    gaussian,
+    laplace,
+    unchanged,
+    word_by_word,
+)
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -46,6 +55,13 @@ class Case:
     """All values that there are, where the likelihood must sum to one over them."""
     loss: float = 0.0
     """How far a decoded value may be from `decoded`."""
+    whole: Modality | None = None
+    """What the member holds that the modality is a part of."""
+
+    @property
+    def writer(self) -> Modality:
+        """What writes the members that the modality reads."""
+        return self.whole or self.modality
 
 
 SMALL = Image(height=2, width=3, levels=16, hidden=(8, 4))
@@ -54,11 +70,15 @@ FULL = Image(height=1, width=2, hidden=(8, 4))
 CLASSES = Label(classes=12, hidden=(8, 4))
 FLAGS = Attributes(count=4, hidden=(8, 4))
 WORDS = Text(vocabulary=5, length=4, embedding=8, hidden=4)
+CAPTION = Sentences(vocabulary=4, length=8, embedding=32, network="cnn")
 COLOUR = Image(height=2, width=3, levels=16, hidden=(8, 4), channels=3)
 PNG = replace(SMALL, codec="png")
 COLOUR_PNG = replace(COLOUR, codec="png")
 JPEG = Image(height=9, width=16, hidden=(8, 4), codec="jpg", quality=90)
 COLOUR_JPEG = replace(JPEG, channels=3)
+MASK = replace(BINARY, codec="png")
+NUMBERS = Features(count=4, hidden=(8, 4))
+PART = replace(FLAGS, count=2, of="flags", first=1, among=4)
 
 INK = np.array([[0, 1, 16], [7, 8, 15]])
 INK_BYTES = INK.astype(np.uint8)
@@ -74,35 +94,6 @@ WHOLE_JPEG, WHOLE_PNG = picture("jpg", SUNSET_BYTES), picture("png", INK_BYTES)
 def planes(colours: np.ndarray) -> np.ndarray:
     """(height, width, 3) -> (3, height, width)."""
     return np.moveaxis(colours, 2, 0)
-
-
-def bernoulli(parameters: Tensor, value: Tensor) -> Tensor:
-    flat = value.flatten(1)
-    return distributions.Bernoulli(logits=parameters, validate_args=False).log_prob(flat).sum(1)
-
-
-def categorical(parameters: Tensor, value: Tensor) -> Tensor:
-    return distributions.Categorical(logits=parameters).log_prob(value)
-
-
-def word_by_word(parameters: Tensor, value: Tensor) -> Tensor:
-    """Of one text after the other, and of one token after the other up to the first end."""
-    sums = []
-    for row, tokens in zip(parameters, value.tolist(), strict=True):
-        read = tokens[: tokens.index(0) + 1] if 0 in tokens else tokens
-        places = [distributions.Categorical(logits=row[place]) for place in range(len(read))]
-        sums.append(sum(place.log_prob(torch.tensor(token)) for place, token in zip(places, read, strict=True)))
-    return torch.stack(sums)
-
-
-def all_beginnings() -> Tensor:
-    """Whatever four places may hold up to an end, starts and endless texts among them."""
-    rows = itertools.product(range(5), repeat=4)
-    return torch.tensor([row for row in rows if 0 not in row or not any(row[row.index(0) :])])
-
-
-def all_binary() -> Tensor:
-    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=4))).reshape(16, 2, 2)
 
 
 CASES = {
@@ -225,4 +216,84 @@ CASES = {
         ],
         log_prob=bernoulli, outcomes=None, loss=16 / 255,
     ),
+    "mask": Case(
+        MASK, "png", (2, 2), np.float32,
+        stored=[DOTS, DOTS.astype(bool), DOTS[::-1]], decoded=[DOTS, DOTS, DOTS[::-1]],
+        unfit=[DOTS * 2, DOTS / 2], garbage=[picture("png", DOTS * 255), npy(DOTS), picture("png", INK_BYTES)],
+        log_prob=bernoulli, outcomes=all_binary,
+    ),
+    "features": Case(
+        NUMBERS, "npy", (4,), np.float32,
+        stored=[
+            np.array([0.5, -3, 1e6, 1e-6], np.float32), np.array([1 / 3, 0, -2e9, 1]), np.array([3, -1, 0, 7]),
+            np.array([0.5, 6e4, 0, -1], np.float16), np.asfortranarray(np.ones((4, 2)))[:, 0],
+        ],
+        decoded=[
+            np.array([0.5, -3, 1e6, 1e-6]), np.array([1 / 3, 0, -2e9, 1]), np.array([3, -1, 0, 7]),
+            np.array([0.5, np.float16(6e4), 0, -1]), np.ones(4),
+        ],
+        unfit=[
+            np.ones(3), np.ones((1, 4)), np.array(1.0), np.array([0, 1, np.nan, 1]), np.array([np.inf, 1, 1, 1]),
+            np.array([0, 1, 1e300, 1]), np.ones(4, bool), np.ones(4, complex), np.array(["1", "2", "3", "4"]),
+            np.array([None] * 4),
+        ],
+        garbage=[
+            b"", b"0123", npy(np.ones(4)), npy(np.ones(4, ">f4")), npy(np.ones(4, np.int32)),
+            npy(np.ones(3, np.float32)), npy(np.ones((4, 1), np.float32)), npy(np.ones(4, np.float32))[:-1],
+            npy(np.array([0, np.nan, 0, 0], np.float32)), npy(np.array([0, 0, 0, -np.inf], np.float32)),
+        ],
+        log_prob=laplace(1.0, unchanged), outcomes=None,
+    ),
+    "part of attributes": Case(
+        PART, "npy", (2,), np.float32,
+        stored=[np.array([0, 1, 0, 0]), np.array([1, 0, 1, 1]), np.array([0, 1, 1, 0])],
+        decoded=[np.array([1, 0]), np.array([0, 1]), np.array([1, 1])],
+        unfit=[np.array([0, 1, 2, 0]), np.array([1, 0])],
+        garbage=[
+            b"", npy(np.zeros(2, np.uint8)), npy(np.zeros(3, np.uint8)), npy(np.array([2, 0, 0, 0], np.uint8)),
+            npy(np.array([0, 0, 0, 255], np.uint8)), npy(np.array([0, 0, 3, 0], np.uint8)),
+        ],
+        log_prob=bernoulli, outcomes=lambda: torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]), whole=FLAGS,
+    ),
+    "sentence": Case(
+        CAPTION, "npy", (8,), np.int64,
+        stored=[
+            np.array([3, 2, 3, 3, 2, 3, 3, 0]), np.array([3, 0, 0, 0, 0, 0, 0, 0], np.uint8), np.zeros(8, np.int16),
+            np.array([2, 3, 3, 0, 0, 0, 0, 0], np.uint64),
+        ],
+        decoded=[
+            np.array([3, 2, 3, 3, 2, 3, 3, 0]), np.array([3, 0, 0, 0, 0, 0, 0, 0]), np.zeros(8),
+            np.array([2, 3, 3, 0, 0, 0, 0, 0]),
+        ],
+        unfit=[
+            np.zeros(7, int), np.zeros((1, 8), int), np.zeros(8), np.array([4, 0, 0, 0, 0, 0, 0, 0]),
+            np.array([1, 3, 0, 0, 0, 0, 0, 0]), np.array([3, 3, 3, 3, 3, 3, 3, 3]), np.array([3, 0, 3, 0, 0, 0, 0, 0]),
+        ],
+        garbage=[
+            b"", npy(np.zeros(7, np.uint8)), npy(np.zeros(8, np.int64)), npy(np.zeros(8, np.uint8))[:-1],
+            npy(np.array([4, 0, 0, 0, 0, 0, 0, 0], np.uint8)), npy(np.array([3, 1, 0, 0, 0, 0, 0, 0], np.uint8)),
+            npy(np.full(8, 3, np.uint8)), npy(np.array([3, 0, 3, 0, 0, 0, 0, 0], np.uint8)),
+        ],
+        log_prob=word_by_word, outcomes=lambda: all_beginnings(4, 8),
+    ),
 }  # fmt: skip
+
+
+def otherwise(name: str, log_prob: Callable[[Tensor, Tensor], Tensor] = bernoulli, **settings: object) -> Case:
+    """A case with other settings of the modality, and with them torch's other log-likelihood."""
+    case = CASES[name]
+    return replace(case, modality=replace(case.modality, **settings), log_prob=log_prob)  # type: ignore[arg-type]
+
+
+CASES |= {
+    "image with ReLU": otherwise("grey image", activation="relu"),
+    "gaussian image": otherwise("grey image", gaussian(0.25, torch.sigmoid), likelihood="gaussian", scale=0.25),
+    "laplace image": otherwise("grey image", laplace(0.75, torch.sigmoid), likelihood="laplace", scale=0.75),
+    "gaussian coloured image": otherwise(
+        "coloured image", gaussian(3.0, torch.sigmoid), likelihood="gaussian", scale=3.0
+    ),
+    "laplace coloured PNG": otherwise(
+        "coloured PNG", laplace(1.0, torch.sigmoid), likelihood="laplace", activation="relu"
+    ),
+    "gaussian features": otherwise("features", gaussian(2.5, unchanged), likelihood="gaussian", scale=2.5),
+}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from modalities import Attributes, Image, Label, Modality, Text
 from modalities.image import LEAST_SIDE
 from modalities.networks import CONVOLUTIONS, JointEncoder, parameter_count
+from modalities.text import Tokens
 from tests.modalities.cases import CASES
 
 FACE = Image(64, 64, channels=3, codec="jpg", network="conv", hidden=(512,))
@@ -24,7 +25,16 @@ ODD = [
     Image(35, 54, network="conv-strided", hidden=(8,)),
     Image(5, 7, network="conv-shallow", hidden=(8, 4), channels=3),
 ]
-IMAGES = [FACE, CLOTHES, DIGITS, *ODD]
+MVAES = [FACE, CLOTHES, DIGITS, *ODD]
+"""With the networks of MVAE, whose decoders mirror the encoders."""
+SVAES = [
+    Image(32, 32, channels=3, network="conv-svhn", hidden=()),
+    Image(17, 9, network="conv-svhn", hidden=(12, 8)),
+    Image(14, 28, network="conv-split", hidden=(786,)),
+    Image(9, 28, network="conv-split", hidden=(786,), likelihood="laplace"),
+    Image(33, 47, channels=3, network="conv-split", hidden=(), likelihood="gaussian", scale=0.1),
+]
+IMAGES = [*MVAES, *SVAES]
 KINDS = {
     **{name: case.modality for name, case in CASES.items()},
     **{f"{image.network} {image.height}x{image.width}": image for image in IMAGES},
@@ -37,7 +47,7 @@ def some(modality: Modality, rows: int) -> Tensor:
     """Random values; texts of all lengths."""
     if isinstance(modality, Label):
         return torch.randint(modality.classes, (rows,))
-    if isinstance(modality, Text):
+    if isinstance(modality, Tokens):
         tokens = torch.randint(2, modality.vocabulary, (rows, modality.length))
         read = 1 + torch.arange(rows)[:, None] % (modality.length - 1)
         return torch.where(torch.arange(modality.length) < read, tokens, 0)
@@ -67,7 +77,7 @@ def test_the_parameters_of_mvae19() -> None:
     assert eighteen - one == 17 * 512
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", MVAES)
 def test_the_decoder_mirrors_the_encoder(image: Image) -> None:
     """Channels and sizes backwards; kernels too, but for a pixel more where halving left one over."""
     inwards = layers_of(image.encoder(6), torch.rand(2, *image.shape))
@@ -76,6 +86,7 @@ def test_the_decoder_mirrors_the_encoder(image: Image) -> None:
     for (large, small, there), (before, after, back) in zip(reversed(inwards), outwards, strict=True):
         assert (small, large) == (before, after)
         assert there.weight.shape[:2] == back.weight.shape[:2]
+        assert there.bias is back.bias is None
         assert (there.stride, there.padding) == (back.stride, back.padding)
         assert there.kernel_size == (4, 4)
         assert back.kernel_size == tuple(4 + side % there.stride[0] for side in large[1:])
@@ -93,7 +104,6 @@ def layers_of(network: nn.Module, value: Tensor) -> list[tuple[tuple[int, ...], 
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            assert layer.bias is None
             layer.register_forward_hook(note)
     network(value)
     return found
@@ -110,7 +120,7 @@ def test_the_smallest_pictures_of_each_network() -> None:
         least = LEAST_SIDE[network]
         image = Image(least, least, network=network, hidden=(8,))
         assert layers_of(image.encoder(3), torch.rand(1, least, least))[-1][1][1:] == (1, 1)
-        assert reduce(lambda side, layer: layer.size(side), CONVOLUTIONS[network], least - 1) == 0
+        assert reduce(lambda side, layer: layer.size(side), CONVOLUTIONS[network].convolutions, least - 1) == 0
         with pytest.raises(ValueError, match=f"network {network} takes pictures from {least} x {least} pixels"):
             Image(least, least - 1, network=network)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -134,3 +136,20 @@ def test_texts_are_read_and_written() -> None:
     assert fit(decoder, lambda: -text.log_likelihood(decoder(z), values).mean(), 150) < 0.2
     assert torch.equal(text.mean(decoder(z)), values)
     assert fit(encoder, lambda: (encoder(values, values)[0] - z).square().mean(), 100) < 0.05
+
+
+def test_sampled_texts_follow_the_likelihood() -> None:
+    """So many of each of all short texts; and nothing is written after the end."""
+    small, count = Text(vocabulary=4, length=3), 5000
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 4)
+    outcomes = torch.tensor(
+        [row for row in product(range(4), repeat=3) if 0 not in row or not any(row[row.index(0) :])]
+    )
+    uniform = torch.from_numpy(np.random.default_rng(0).random((count, 3), np.float32))
+    samples = small.sample(logits.expand(count, -1, -1), uniform)
+    found = (samples[:, None] == outcomes).all(2)
+    assert found.any(1).all()
+    likely = small.log_likelihood(logits.expand(len(outcomes), -1, -1), outcomes).double().exp()
+    assert stats.chisquare(found.sum(0).numpy(), (likely / likely.sum() * count).numpy()).pvalue > 1e-3
+    torch.testing.assert_close(small.sample(logits, torch.zeros(1, 3)), torch.zeros(1, 3, dtype=torch.int64))

@@ -205,7 +205,7 @@ def test_names_of_recipes() -> None:
     assert recipe("digits").recipe == "digits"
     assert sweep("digits").run == recipe("digits")
     assert set(SWEEPS) <= set(RECIPES)
-    assert sentence(lambda: recipe("digit")) == "no recipe 'digit'; did you mean 'digits'?"
+    assert sentence(lambda: recipe("digit")) == "no recipe 'digit'; did you mean 'digits' or 'mnist-digits'?"
     assert "'digits'" in sentence(lambda: sweep("digist"))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from modalities import Attributes, Image, Label, Text
+from modalities import Attributes, Image, Label, Sentences, Text
 from pipeline.batch import Batch
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import SYSTEMS
@@ -22,7 +22,7 @@ from tests.pipeline.batches import patterns, score
 META = torch.device("meta")
 FIVE = {
     "picture": Image(32, 32, network="conv", hidden=(8,)), "class": Label(3, hidden=(4, 4)), "word": Text(12, 5, 4, 4),
-    **{f"a{i}": Attributes(2, hidden=(4,)) for i in range(4)},
+    "sentence": Sentences(9, 6, 4, 4, word_dropout=0.3), **{f"a{i}": Attributes(2, hidden=(4,)) for i in range(4)},
 }  # fmt: skip
 
 
