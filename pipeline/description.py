@@ -6,8 +6,9 @@ fingerprint of the data does not cover them, since networks may change where byt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,8 +18,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from infra.disk import write_whole
 from infra.errors import UserError
 from infra.storage import open_directory
-from modalities import AnyModality, Modality, Sentences
+from modalities import AnyModality, Modality
+from modalities.text import Tokens
 from pipeline.manifest import Manifest
+from pipeline.tokenizers import Tokenizer
 
 NAME = "modalities.json"
 
@@ -51,15 +54,20 @@ def described(manifest: Manifest) -> dict[str, AnyModality]:
 
 
 def readers(manifest: Manifest, modalities: Mapping[str, Modality]) -> dict[str, Callable[[np.ndarray], str]]:
-    """What a value (…) reads like, of the modalities whose tokenizer lies beside the shards."""
-    from pipeline.tokenizers import Tokenizer
+    """What a value (…) reads like, of modalities whose tokenizer, or whose classes' names, lie beside the shards."""
+    found: dict[str, Callable[[np.ndarray], str]] = {}
+    for name, modality in modalities.items():
+        if isinstance(modality, Tokens) and f"{name}.model" in manifest.files:
+            found[name] = partial(_text, Tokenizer(manifest.file(f"{name}.model")))
+        if f"{name}.names.json" in manifest.files:
+            found[name] = partial(_names, json.loads(manifest.file(f"{name}.names.json")))
+    return found
 
-    tokenizers = {
-        name: Tokenizer(manifest.file(f"{name}.model"))
-        for name, modality in modalities.items()
-        if isinstance(modality, Sentences) and f"{name}.model" in manifest.files
-    }
-    return {
-        name: lambda value, tokenizer=tokenizer: tokenizer.decode(value[None])[0]  # type: ignore[misc]
-        for name, tokenizer in tokenizers.items()
-    }
+
+def _text(tokenizer: Tokenizer, value: np.ndarray) -> str:
+    return tokenizer.decode(value[None])[0]
+
+
+def _names(names: list[str], value: np.ndarray) -> str:
+    """Of a class, or of the attributes that apply."""
+    return ", ".join(names[number] for number in (np.flatnonzero(value) if value.ndim else [int(value)]))

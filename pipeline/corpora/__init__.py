@@ -15,6 +15,7 @@ from pipeline.corpora.celeba_transforms import CELEBA_TRANSFORMS
 from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.cub import CUB, CUB_FEATURES, CUB_RESNET
 from pipeline.corpora.digits import DIGITS
+from pipeline.corpora.files import FILES
 from pipeline.corpora.iwslt import IWSLT
 from pipeline.corpora.mnist import FASHION_MNIST, MNIST
 from pipeline.corpora.mnist_digits import MNIST_DIGITS
@@ -27,7 +28,7 @@ CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
     for corpus in (
         DIGITS, MNIST, BINARY_MNIST, FASHION_MNIST, MULTIMNIST, MNIST_SPLIT, MNIST_SPLIT3, MNIST_SVHN, MNIST_DIGITS,
-        CELEBA, CELEBA_TRANSFORMS, CUB, CUB_FEATURES, CUB_RESNET, IWSLT,
+        CELEBA, CELEBA_TRANSFORMS, CUB, CUB_FEATURES, CUB_RESNET, IWSLT, FILES,
     )
 }  # fmt: skip
 

@@ -81,7 +81,7 @@ class Line(NamedTuple):
     """From 1, as editors count."""
     text: str
     problem: str = ""
-    """Why it cannot be used."""
+    """Which lines these are that cannot be used."""
 
 
 def opened(source: Path) -> Corpus:
@@ -103,9 +103,7 @@ def opened(source: Path) -> Corpus:
     cut = Counter[str]()
     entries = list(_tokenized(parts, split, tokenizers, cut))
     for language, modality in MODALITIES.items():
-        notes.append(
-            f"{language}: {cut[language]:,} sentences of more than {modality.length - 1} tokens were cut there"
-        )
+        notes.append(f"{language}: {cut[language]:,} sentences of more than {modality.length - 1} tokens are cut")
     files = {f"{language}.model": model for language, model in models.items()}
     said = [*_divided(parts, official, split), *notes]
     return replace(IWSLT, entries=lambda _: entries, notes=lambda _: said, files=files)
@@ -193,8 +191,8 @@ def _line(number: int, data: bytes, escaped: bool) -> Line:
     try:
         text = data.decode().strip()
     except UnicodeDecodeError:
-        return Line(number, "", "no UTF-8")
-    return Line(number, html.unescape(text) if escaped else text, "" if text else "empty")
+        return Line(number, "", "lines that are no UTF-8")
+    return Line(number, html.unescape(text) if escaped else text, "" if text else "empty lines")
 
 
 # Samples
@@ -211,10 +209,8 @@ def _usable(part: Part, notes: list[str]) -> list[str]:
         if not any(line.problem for line in lines.values()):
             keys.append(key)
     for (language, problem), n in count.items():
-        notes.append(
-            f"{part.files[language].name}: lines that are {problem} are left out, in both languages: {n:,}, the first "
-            f"is line {first[language, problem]:,}"
-        )
+        what = f"{n:,} {problem}, the first is line {first[language, problem]:,}"
+        notes.append(f"{part.files[language].name}: {what}: left out in both languages")
     return keys
 
 

@@ -36,6 +36,26 @@ def sentences(place: Path, count: int = 60) -> Path:
     return place
 
 
+def captions(place: Path) -> Path:
+    """A table of one's own, with a text, a label and numbers, some of them missing."""
+    place.mkdir()
+    words = WORDS["en"]
+    rows = [
+        f"{' '.join(words[n % 7 : n % 7 + 4]) * (n % 3 > 0)},{('owl', 'wren')[n % 2] * (n % 4 > 0)},0.{n},{n}"
+        for n in range(40)
+    ]
+    (place / "t.csv").write_text("\n".join(["caption,species,x,y", *rows]))
+    (place / "pairstream.toml").write_text(
+        """
+        data.table = "t.csv"
+        modalities.caption = {kind = "sentences", vocabulary = 300, length = 16}
+        modalities.species = {kind = "label"}
+        modalities.shape = {kind = "features", columns = ["x", "y"]}
+        """
+    )
+    return place
+
+
 TINY: dict[str, Callable[[Path], Path] | None] = {
     "digits": None,
     "mnist": digits_of_strokes,
@@ -52,6 +72,7 @@ TINY: dict[str, Callable[[Path], Path] | None] = {
     "cub-features": write_birds,
     "cub-resnet": write_birds,
     "iwslt-en-vi": sentences,
+    "files": captions,
 }
 """None: the corpus needs no files."""
 

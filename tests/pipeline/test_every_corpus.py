@@ -83,7 +83,7 @@ def test_processes_and_shards_do_not_show(name: str, tmp_path: Path, monkeypatch
 def test_missing_files_are_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_extras(monkeypatch)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty.*(expected|has no|no pictures)"):
+    with pytest.raises(UserError, match=r"empty.*(expected|has no|No such file)"):
         prepare(name, tmp_path / "out", source=tmp_path / "empty")
     with pytest.raises(UserError, match=f"corpus {name} is made from .*: say with --source DIR where they are"):
         prepare(name, tmp_path / "out")

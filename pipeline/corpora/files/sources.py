@@ -136,6 +136,8 @@ def open_source(source: Path, settings: Settings) -> Opened:
     if data.folder:
         return _folder(source / data.folder, settings.modalities)
     tables = _tables(source, data) if data.table else _dataset(source / data.dataset, notes)
+    if not sum(table.rows for table in tables.tables):
+        raise UserError(f"{source / (data.table or data.dataset)} holds no rows")
     for name in ("key", "split"):
         if column := getattr(data, name):
             _check_there(tables, column, f"{settings.file}: [data] {name}")
