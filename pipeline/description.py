@@ -7,7 +7,7 @@ fingerprint of the data does not cover them, since networks may change where byt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -19,7 +19,7 @@ from infra.disk import write_whole
 from infra.errors import UserError
 from infra.storage import open_directory
 from modalities import AnyModality, Modality
-from modalities.text import Tokens
+from modalities.text import END, Tokens
 from pipeline.manifest import Manifest
 from pipeline.tokenizers import Tokenizer
 
@@ -53,14 +53,24 @@ def described(manifest: Manifest) -> dict[str, AnyModality]:
         raise UserError(f"{path}: {where}: {first['msg']}; run `pairstream prepare` again") from None
 
 
+def names_file(modality: str) -> str:
+    """The file beside the shards with the names of a modality's classes, attributes or tokens, by their numbers."""
+    return f"{modality}.names.json"
+
+
+def named(modality: str, names: Sequence[str]) -> dict[str, bytes]:
+    """That file, for `Corpus.files`."""
+    return {names_file(modality): json.dumps(list(names), ensure_ascii=False, indent=1).encode()}
+
+
 def readers(manifest: Manifest, modalities: Mapping[str, Modality]) -> dict[str, Callable[[np.ndarray], str]]:
-    """What a value (…) reads like, of modalities whose tokenizer, or whose classes' names, lie beside the shards."""
+    """What a value (…) reads like, of modalities whose tokenizer, or whose names, lie beside the shards."""
     found: dict[str, Callable[[np.ndarray], str]] = {}
     for name, modality in modalities.items():
         if isinstance(modality, Tokens) and f"{name}.model" in manifest.files:
             found[name] = partial(_text, Tokenizer(manifest.file(f"{name}.model")))
-        if f"{name}.names.json" in manifest.files:
-            found[name] = partial(_names, json.loads(manifest.file(f"{name}.names.json")))
+        if names_file(name) in manifest.files:
+            found[name] = partial(_names, json.loads(manifest.file(names_file(name))), modality)
     return found
 
 
@@ -68,6 +78,8 @@ def _text(tokenizer: Tokenizer, value: np.ndarray) -> str:
     return tokenizer.decode(value[None])[0]
 
 
-def _names(names: list[str], value: np.ndarray) -> str:
-    """Of a class, or of the attributes that apply."""
+def _names(names: list[str], modality: Modality, value: np.ndarray) -> str:
+    """Of a class, of the attributes that apply, or the letters of tokens."""
+    if isinstance(modality, Tokens):
+        return "".join(names[token] for token in value[value != END])
     return ", ".join(names[number] for number in (np.flatnonzero(value) if value.ndim else [int(value)]))

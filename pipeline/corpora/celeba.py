@@ -23,6 +23,7 @@ from infra.errors import UserError
 from modalities import AnyModality, Attributes, Image
 from pipeline.corpora.corpus import Corpus, Entry
 from pipeline.corpora.official import SPLITS, Picture, divided, in_tars, pixels, text
+from pipeline.description import named
 
 SIDE = 64
 ATTRIBUTES = (
@@ -191,4 +192,5 @@ CELEBA = Corpus(
     load,
     needs=f"{PICTURES}/ or {PICTURES}*.tar, {ROWS}*.txt and {PARTITION}*.txt (each also as .txt.xz)",
     notes=notes,
+    files=named("attributes", ATTRIBUTES),
 )

@@ -27,6 +27,7 @@ import numpy as np
 from infra.errors import UserError
 from modalities import AnyModality, Image, Label
 from pipeline.corpora.corpus import Corpus, Entry, by_hash
+from pipeline.description import named
 
 SIDE = 28
 MODALITIES: dict[str, AnyModality] = {"image": Image(height=SIDE, width=SIDE), "label": Label(classes=10)}
@@ -124,5 +125,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 NEEDS = f"the official files {', '.join(FILES)} (each with or without .gz)"
 MNIST = Corpus("mnist", "70,000 handwritten 28x28 digits with labels", MODALITIES, entries, load, needs=NEEDS)
 FASHION_MNIST = Corpus(
-    "fashion-mnist", "70,000 28x28 pictures of clothing with labels", MODALITIES, entries, load, needs=NEEDS
+    "fashion-mnist",
+    "70,000 28x28 pictures of clothing with labels",
+    MODALITIES,
+    entries,
+    load,
+    needs=NEEDS,
+    files=named(
+        "label",
+        ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    ),
 )

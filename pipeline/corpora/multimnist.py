@@ -27,6 +27,7 @@ from modalities.text import END, START
 from pipeline.corpora import mnist
 from pipeline.corpora.corpus import Corpus, Entry
 from pipeline.corpora.draws import draws
+from pipeline.description import named
 
 SEED = 2018
 CELL = 25
@@ -91,4 +92,5 @@ MULTIMNIST = Corpus(
     entries,
     load,
     needs=mnist.NEEDS,
+    files=named("string", ["", "", *"0123456789"]),
 )

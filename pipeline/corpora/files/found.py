@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.corpora.files.cells import (
     text,
 )
 from pipeline.corpora.files.settings import Asked, Classes, Flags, Numbers, Pictures, Words
+from pipeline.description import named
 
 
 class Found(NamedTuple):
@@ -91,8 +91,7 @@ def _named(name: str, asked: Asked, names: list[str], setting: str, reader: Read
     if not names:
         raise UserError(f"{asked.where}: no value of it can be read in the data")
     note = f"{len(names):,} {'classes' if setting == 'classes' else 'attributes'}: {', '.join(names)}"
-    files = {f"{name}.names.json": json.dumps(names, ensure_ascii=False, indent=1).encode()}
-    return Found(asked.modality(**{setting: len(names)}), reader, note, files)
+    return Found(asked.modality(**{setting: len(names)}), reader, note, named(name, names))
 
 
 def _tokenized(name: str, asked: Asked, own: Words, rows: Rows) -> Found:
