@@ -13,6 +13,7 @@ from infra.errors import UserError
 from modalities.networks import parameter_count
 from pipeline.baselines import read
 from pipeline.corpora import CORPORA, prepare
+from pipeline.description import described, readers
 from pipeline.recipes import recipe
 from pipeline.train import build
 from tests.pipeline import official
@@ -42,6 +43,8 @@ def test_fashion_mnist_has_the_network_that_the_paper_counts() -> None:
     assert parameter_count(build(run).encoders) == 3_742_976
     assert CORPORA["fashion-mnist"].load is CORPORA["mnist"].load
 
+
+DEBIANS = Path("/usr/share/datasets/fashion-mnist")
 
 # MNIST
 
@@ -118,3 +121,19 @@ def test_the_whole_of_mnist(tmp_path: Path) -> None:
     with gzip.open(raw / "t10k-images-idx3-ubyte.gz") as file:
         first = np.frombuffer(file.read(16 + 784)[16:], np.uint8).reshape(28, 28)
     np.testing.assert_array_equal(np.rint(held["image"][2] * 255), first)
+
+
+@pytest.mark.slow
+def test_the_whole_of_fashion_mnist(tmp_path: Path) -> None:
+    """As Debian's package dataset-fashion-mnist has it: each class as often as every other."""
+    if not DEBIANS.is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    manifest = made("fashion-mnist", DEBIANS, tmp_path / "fashion-mnist")
+    assert counts(manifest) == {"train": 50_000, "val": 10_000, "test": 10_000}
+    labels = replace(recipe("fashion-mnist"), modalities={"label": described(manifest)["label"]})
+    found = {split: read(manifest, labels, np.array(rows))["label"] for split, rows in manifest.splits.items()}
+    assert np.bincount(np.concatenate([found["train"], found["val"]])).tolist() == [6000] * 10
+    assert np.bincount(found["test"]).tolist() == [1000] * 10
+    first = values(manifest, ["train/00000", "t10k/00000"])
+    name = readers(manifest, labels.modalities)["label"]
+    assert [name(label) for label in first["label"]] == ["Ankle boot", "Ankle boot"]
