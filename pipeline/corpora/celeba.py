@@ -21,7 +21,7 @@ import numpy as np
 
 from infra.errors import UserError
 from modalities import AnyModality, Attributes, Image
-from pipeline.corpora.corpus import Corpus, Entry
+from pipeline.corpora.corpus import Corpus, Entry, Listing, of_listing
 from pipeline.corpora.official import SPLITS, Picture, divided, in_tars, pixels, text
 from pipeline.description import named
 
@@ -47,25 +47,6 @@ class Raw(NamedTuple):
     """A byte of 0 or 1 for each; None where they are missing."""
 
 
-class Listing(NamedTuple):
-    """What the official files hold."""
-
-    entries: list[Entry]
-    notes: list[str]
-
-
-def entries(source: Path | None) -> list[Entry]:
-    """All pictures by name. Raises UserError where files are missing, damaged or contradict each other."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).entries
-
-
-def notes(source: Path | None) -> list[str]:
-    """Where the splits come from, and what the files announce and do not hold."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).notes
-
-
 def load(entry: Entry) -> dict[str, np.ndarray]:
     """The picture (64, 64, 3), red first, and its attributes (18,), where it has some. Raises UserError."""
     raw: Raw = entry.source
@@ -80,6 +61,10 @@ def load(entry: Entry) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _listing(source: Path) -> Listing:
+    """All pictures by name, where the splits come from, and what the files announce and do not hold.
+
+    Raises UserError where files are missing, damaged or contradict each other.
+    """
     pictures = _in_folder(source / PICTURES) if (source / PICTURES).is_dir() else _in_tars(source)
     rows_file, rows_text = _table(source, ROWS)
     partition_file, partition_text = _table(source, PARTITION)
@@ -109,6 +94,9 @@ def _listing(source: Path) -> Listing:
         )
     listed = [Entry(key, split[key], Raw(pictures[key], rows.get(key))) for key in sorted(pictures)]
     return Listing(listed, notes)
+
+
+entries, notes = of_listing(_listing)
 
 
 def _in_folder(folder: Path) -> dict[str, Picture]:

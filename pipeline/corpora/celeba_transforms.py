@@ -16,6 +16,7 @@ A face that dlib does not find is a sample that lacks its mask. Splits and keys 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +40,7 @@ SAMPLE, LEAST = 256, 0.9
 """In so many pictures faces are looked for before any is written, and this share of them has to be found."""
 
 
-def entries(source: Path | None) -> list[Entry]:
+def entries(source: Path | None) -> Sequence[Entry]:
     """Those of celeba. Raises UserError also where dlib finds too few faces."""
     assert source is not None, "prepare gives it"
     found, looked = _faces(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -50,6 +50,35 @@ class Corpus:
     """Where what a corpus holds depends on its files: the same corpus as these say, with what it needs to load them."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Small files that are stored beside the shards, by name: en.model."""
+
+
+class Listed(Protocol):
+    """What the official files of a corpus hold, found in one reading."""
+
+    @property
+    def entries(self) -> Sequence[Entry]: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+class Listing(NamedTuple):
+    """That, and nothing more."""
+
+    entries: list[Entry]
+    notes: list[str]
+
+
+def of_listing(
+    listing: Callable[[Path], Listed],
+) -> tuple[Callable[[Path | None], Sequence[Entry]], Callable[[Path | None], Sequence[str]]]:
+    """`Corpus.entries` and `Corpus.notes` of one that needs files, and finds both in one (cached) reading of them."""
+
+    def read(source: Path | None) -> Listed:
+        assert source is not None, "prepare gives it"
+        return listing(source)
+
+    return lambda source: read(source).entries, lambda source: read(source).notes
 
 
 def by_hash(keys: Iterable[str], seed: int) -> list[str]:

@@ -35,7 +35,7 @@ import numpy as np
 
 from infra.errors import UserError
 from modalities import AnyModality, Features, Image, Sentences
-from pipeline.corpora.corpus import Corpus, Entry
+from pipeline.corpora.corpus import Corpus, Entry, of_listing
 from pipeline.corpora.cub_files import ATTRIBUTES, Bird, read
 from pipeline.corpora.extractors import EXTRACTORS, extract
 from pipeline.corpora.official import Picture, divided, pixels
@@ -96,18 +96,6 @@ class Loader:
         return values
 
 
-def entries(source: Path | None) -> list[Entry]:
-    """All images by key. Raises UserError where files are missing, damaged or contradict each other."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).entries
-
-
-def notes(source: Path | None) -> list[str]:
-    """What the samples have, and what was left out."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).notes
-
-
 def words(caption: str) -> str:
     """A caption in small letters, its words and signs apart."""
     return " ".join(WORD.findall(caption.lower()))
@@ -115,6 +103,10 @@ def words(caption: str) -> str:
 
 @lru_cache(maxsize=1)
 def _listing(source: Path) -> Listing:
+    """All images by key, what the samples have, and what was left out.
+
+    Raises UserError where files are missing, damaged or contradict each other.
+    """
     from pipeline.tokenizers import Tokenizer, train
 
     files = read(source)
@@ -134,6 +126,9 @@ def _listing(source: Path) -> Listing:
         raw = Raw(bird.picture, bird.box, mine, attributes[bird.number - 1])
         listed.append(Entry(bird.key, split[bird.key], raw))
     return Listing(listed, [*_held(files.birds), *files.notes, _cut(lost), SPLIT], model)
+
+
+entries, notes = of_listing(_listing)
 
 
 SPLIT = "splits: 80 % train, 10 % val, 10 % test of each class by the hash of the key"

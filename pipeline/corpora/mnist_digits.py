@@ -16,26 +16,18 @@ import numpy as np
 
 from modalities import Image
 from pipeline.corpora import digits, mnist, partners
-from pipeline.corpora.corpus import Corpus, Entry
-from pipeline.corpora.partners import Paired, Picture
-
-
-def entries(source: Path | None) -> list[Entry]:
-    """MNIST's digits, then scikit-learn's. Raises UserError as MNIST's entries do."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).entries
-
-
-def notes(source: Path | None) -> list[str]:
-    """Which digits have fewer partners, or none."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).notes
+from pipeline.corpora.corpus import Corpus, Entry, Listing, of_listing
+from pipeline.corpora.partners import Picture
 
 
 @lru_cache(maxsize=1)
-def _listing(source: Path) -> Paired:
+def _listing(source: Path) -> Listing:
+    """MNIST's digits, then scikit-learn's; which of the first have fewer partners. Raises UserError as MNIST's do."""
     pictures = [Picture(e.key, e.split, int(digits.load(e)["label"]), e.source) for e in digits.entries()]
     return partners.paired(mnist.entries(source), "digits", pictures)
+
+
+entries, notes = of_listing(_listing)
 
 
 def load(entry: Entry) -> dict[str, np.ndarray]:

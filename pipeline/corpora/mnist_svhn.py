@@ -24,8 +24,8 @@ import numpy as np
 from infra.errors import UserError
 from modalities import Image
 from pipeline.corpora import mnist, partners
-from pipeline.corpora.corpus import Corpus, Entry
-from pipeline.corpora.partners import Paired, Picture
+from pipeline.corpora.corpus import Corpus, Entry, Listing, of_listing
+from pipeline.corpora.partners import Picture
 
 SIDE = 32
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
@@ -39,25 +39,20 @@ class Place(NamedTuple):
     number: int
 
 
-def entries(source: Path | None) -> list[Entry]:
-    """MNIST's digits, then the house numbers. Raises UserError where files are missing or not whole."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).entries
-
-
-def notes(source: Path | None) -> list[str]:
-    """Which digits have fewer partners, or none."""
-    assert source is not None, "prepare gives it"
-    return _listing(source).notes
-
-
 @lru_cache(maxsize=1)
-def _listing(source: Path) -> Paired:
+def _listing(source: Path) -> Listing:
+    """MNIST's digits, then the house numbers; which of the first have fewer partners, or none.
+
+    Raises UserError where files are missing or not whole.
+    """
     missing = [file for file in FILES.values() if not (source / file).is_file()]
     if missing:
         raise UserError(f"{source} has no {missing[0]}: expected are {NEEDS}")
     digits = mnist.entries(source)
     return partners.paired(digits, "svhn", [picture for part in FILES for picture in _pictures(source, part)])
+
+
+entries, notes = of_listing(_listing)
 
 
 def _pictures(source: Path, part: str) -> list[Picture]:

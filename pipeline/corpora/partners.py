@@ -16,9 +16,10 @@ import numpy as np
 
 from modalities import Image, Label, Modality
 from pipeline.corpora import mnist
-from pipeline.corpora.corpus import Entry
+from pipeline.corpora.corpus import Entry, Listing
 from pipeline.corpora.draws import draws
 from pipeline.order import permute
+from pipeline.shards import POOL
 
 SEED = 2019
 PARTNERS = 20
@@ -36,14 +37,7 @@ class Picture(NamedTuple):
     source: Any
 
 
-class Paired(NamedTuple):
-    """All samples of such a corpus."""
-
-    entries: list[Entry]
-    notes: list[str]
-
-
-def paired(digits: Sequence[Entry], modality: str, pictures: Sequence[Picture]) -> Paired:
+def paired(digits: Sequence[Entry], modality: str, pictures: Sequence[Picture]) -> Listing:
     """MNIST's digits, each with up to 20 links to pictures of its split and class, and then those pictures."""
     pictures_of: dict[Cell, list[str]] = {}
     for picture in pictures:
@@ -63,7 +57,7 @@ def paired(digits: Sequence[Entry], modality: str, pictures: Sequence[Picture]) 
             chosen = _partners(keys, len(known)).tolist()
             links |= {key: {modality: [known[one] for one in row]} for key, row in zip(keys, chosen, strict=True)}
     linked = [digit._replace(links=links.get(digit.key)) for digit in digits]
-    return Paired([*linked, *(Entry(picture.key, "pool", picture.source) for picture in pictures)], notes)
+    return Listing([*linked, *(Entry(picture.key, POOL, picture.source) for picture in pictures)], notes)
 
 
 def _partners(keys: Sequence[str], size: int) -> np.ndarray:
