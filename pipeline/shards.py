@@ -29,7 +29,7 @@ NAME_BYTES = 100
 """Room for KEY.MODALITY.EXT in a tar header; longer names need extra blocks, which `verify` would not see."""
 INDEXED = "indexed"
 """Corpus of a manifest over tars that somebody else made."""
-ROW = np.dtype([(f.name, f.type.to_pandas_dtype()) for f in MEMBER])
+ROW = np.dtype([(f.name, str(f.type)) for f in MEMBER])
 """One member's row of the manifest."""
 GAP = 4096
 """Bytes between two wanted members that are read along with them: cheaper than a second read."""

@@ -126,7 +126,7 @@ def _write_rows(
     columns: Mapping[str, array[int]],
 ) -> None:
     struct = pa.StructArray.from_arrays(
-        [pa.array(np.frombuffer(columns[f.name], f.type.to_pandas_dtype())) for f in MEMBER], fields=list(MEMBER)
+        [pa.array(np.frombuffer(columns[f.name], str(f.type))) for f in MEMBER], fields=list(MEMBER)
     )
     lists = pa.ListArray.from_arrays(pa.array(np.frombuffer(first, np.int32)), struct)
     schema = SCHEMA.with_metadata(meta)
