@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import xxhash
+
 from infra.errors import UserError, nearest
 from pipeline.corpora.binary_mnist import BINARY_MNIST
 from pipeline.corpora.celeba import CELEBA
@@ -22,7 +24,9 @@ from pipeline.corpora.mnist_digits import MNIST_DIGITS
 from pipeline.corpora.mnist_split import MNIST_SPLIT, MNIST_SPLIT3
 from pipeline.corpora.mnist_svhn import MNIST_SVHN
 from pipeline.corpora.multimnist import MULTIMNIST
-from pipeline.writing import SHARD_BYTES, Progress, Written, write
+from pipeline.description import described
+from pipeline.manifest import NAME, Manifest, open_manifest
+from pipeline.writing import SHARD_BYTES, SKIPPED, Progress, Written, write
 
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
@@ -51,22 +55,42 @@ def prepare(
     """Write a corpus as shards and a manifest into `out`, or finish what an interrupted call began.
 
     `source` is the directory of its official files, for a corpus that needs some. A directory `out` that already holds
-    this corpus whole is left as it is. Raises UserError.
+    this corpus whole is left as it is. Raises UserError, also where it holds other files of a user's own.
     """
-    from pipeline.manifest import NAME, open_manifest
-
     corpus = find(name)
     if source and not corpus.needs:
         raise UserError(f"corpus {name} is made from no files of yours: leave --source {source} away")
     if (out / NAME).is_file():
         manifest = open_manifest(out)
         if manifest.corpus == name and not manifest.damaged_shards:
+            if source and source.is_dir() and not corpus.modalities:
+                _check_same(manifest, _opened(corpus, source), source)
             return Written(manifest.fingerprint, 0, len(manifest.shards))
     if corpus.needs and not source:
         raise UserError(f"corpus {name} is made from {corpus.needs}: say with --source DIR where they are")
     if source and not source.is_dir():
         raise UserError(f"--source {source} is no directory: it has to hold {corpus.needs}")
-    if source and corpus.opened:
-        corpus = corpus.opened(source)
+    if source:
+        corpus = _opened(corpus, source)
     written = write(out, corpus, shard_bytes, workers, progress, source)
     return replace(written, notes=tuple(corpus.notes(source)))
+
+
+def _opened(corpus: Corpus, source: Path) -> Corpus:
+    try:
+        return corpus.opened(source) if corpus.opened else corpus
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
+
+
+def _check_same(manifest: Manifest, corpus: Corpus, source: Path) -> None:
+    """Raise UserError where the shards hold something else than a user's files there: the name alone tells nothing."""
+    files = {name: xxhash.xxh3_128_hexdigest(data) for name, data in corpus.files.items()}
+    left_out = Path(manifest.directory, SKIPPED)
+    count = len(manifest) + (len(left_out.read_text().splitlines()) if left_out.is_file() else 0)
+    same = (described(manifest), manifest.files, count) == (corpus.modalities, files, len(corpus.entries(source)))
+    if not same:
+        raise UserError(
+            f"{manifest.directory} holds something else than {source} says now: choose another --out, or "
+            "remove it first"
+        )

@@ -102,3 +102,25 @@ def test_what_the_recipe_needs_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     code, said, _ = run(capsys, "prepare", "files", "--source", tmp_path / "mine", "--out", tmp_path / "out")
     assert code == 2
     assert "mine/pairstream.toml: No such file or directory: write there what your files are" in said
+
+
+def test_other_files_are_not_taken_for_those_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = birds(tmp_path / "mine")
+    again = ("prepare", "files", "--source", source, "--out", "mine.d")
+    assert run(capsys, *again)[0] == 0
+    code, _, closing = run(capsys, *again)
+    assert (code, closing["samples_written"], closing["samples"]) == (0, 0, COUNT - 2)
+    changes = {
+        "pairstream.toml": TOML.replace("[16, 16]", "[8, 8]"),
+        "birds.csv": (source / "birds.csv").read_text() + "b99,,a bird more,\n",
+    }
+    for name, changed in changes.items():
+        before = (source / name).read_text()
+        (source / name).write_text(changed)
+        code, said, _ = run(capsys, *again)
+        assert code == 2
+        assert f"mine.d holds something else than {source} says now: choose another --out" in said
+        (source / name).write_text(before)

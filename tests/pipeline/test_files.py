@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.corpora import files
+from pipeline.corpora.files import settings
 from pipeline.description import described
 from pipeline.manifest import open_manifest
 from pipeline.tokenizers import Tokenizer
@@ -64,6 +67,25 @@ def test_all_forms_give_the_same_splits(tmp_path: Path) -> None:
         found.append(splits(open_manifest(tmp_path / str(number) / "out")))
     assert found[0] == found[1] == found[2]
     assert {name: len(keys) for name, keys in found[0].items()} == {"train": 10, "val": 5, "test": 6}
+
+
+def test_the_description_is_whole(tmp_path: Path) -> None:
+    """What the module says of pairstream.toml is TOML with keys that are known, and none is left out."""
+    said = str(files.__doc__)
+    toml = said[said.index("    [data]") : said.index("Any other setting")]
+    (tmp_path / "pairstream.toml").write_text(toml.replace("\n    # ", "\n#"))
+    kinds = {one.kind for one in settings.read(tmp_path).modalities.values()}
+    assert kinds | {"text"} == settings.KINDS.keys()
+    for kind in (settings.Data, settings.Place, *(own for own, _ in settings.KINDS.values())):
+        for field in fields(kind):
+            assert f"    {field.name} = " in toml or f"    # {field.name} = " in toml, f"{kind.__name__}.{field.name}"
+
+
+def test_files_that_were_changed_are_read_anew(tmp_path: Path) -> None:
+    for turn, label in enumerate(("cat", "dog")):
+        (tmp_path / "t.csv").write_text(f"label\n{label}\n")
+        prepare(tmp_path, ALONE + 'classes = ["cat", "dog"]', tmp_path / str(turn))
+        assert held(tmp_path / str(turn)) == {"t/000000": {"label": turn}}
 
 
 @pytest.mark.slow
@@ -172,12 +194,12 @@ def test_splits_of_a_data_set(tmp_path: Path) -> None:
 
 def test_files_in_a_folder(tmp_path: Path) -> None:
     """Endings with and without the modality's name, in folders, in capitals; others are counted."""
-    files = {
+    held_files = {
         "a/1.png": PNG, "a/1.TXT": b"eel", "a/2.JPG": picture(grey(3), "jpeg", quality=100),
         "b.c/3.v.npy": NPY.getvalue(), "b.c/3.txt": b"dog\n", "4.v.csv": b"1, 2, 3", "4.v.txt": b"1 2 3", "5.txt": b"",
         "6.v.old.npy": b"", ".txt": b"cat", "README": b"", "x.md": b"",
     }  # fmt: skip
-    for name, data in files.items():
+    for name, data in held_files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     written = prepare(
@@ -195,7 +217,7 @@ def test_files_in_a_folder(tmp_path: Path) -> None:
     assert written.skipped == 2
     assert skipped(tmp_path / "out") == {
         "4": "4.v.csv and 4.v.txt are the same modality of one key",
-        "5": "5.txt: the file is empty",
+        "5": "5.txt: nothing is in it",
     }
     assert written.notes[:2] == (
         "4 files belong to no modality, '.txt' for one",
@@ -252,8 +274,8 @@ def test_labels_of_all_types(tmp_path: Path) -> None:
 
 
 def test_sentences_are_cut_and_learnt_from_training_data_alone(tmp_path: Path) -> None:
-    split = ["train"] * 6 + ["test"]
-    write_csv(tmp_path / "t.csv", [{"part": p, "x": "a b" if p == "train" else "ab" * 9} for p in split])
+    split = ["train"] * 6 + ["test", "val"]
+    write_csv(tmp_path / "t.csv", [{"part": p, "x": {"train": "a b", "test": "ab" * 9, "val": "q"}[p]} for p in split])
     toml = '[data]\ntable = "t.csv"\nsplit = "part"\n[modalities.x]\nkind = "text"\nlength = 5\n'
     written = prepare(tmp_path, toml)
     manifest = open_manifest(tmp_path / "out")

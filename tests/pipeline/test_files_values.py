@@ -179,6 +179,13 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
     assert shown(tmp_path, picture(pixels))[0, :, 0].tolist() == [255, 204, 51, 0]
 
 
+def test_a_picture_of_a_data_set_may_be_a_path(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(PNG)
+    read = ReadPicture(tmp_path, 8, 8, 3, "crop")
+    assert (read([{"bytes": None, "path": "1.png"}]) == grey(3)).all()
+    assert (read([{"bytes": PNG, "path": "elsewhere.png"}]) == grey(3)).all()
+
+
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_a_picture_that_was_cut_off_shows_nothing_else(form: str) -> None:
     """However little is missing: it is refused, or all its pixels were there."""

@@ -36,7 +36,7 @@ def write_part(place: Path, part: str, count: int, form: str = "", languages: tu
     for language in languages:
         data = "".join(sentence(language, n, part) + "\n" for n in range(count)).encode()
         path = place / f"{part}.{language}{form}"
-        path.write_bytes({"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[form](data))
+        path.write_bytes(gzip.compress(data) if form == ".gz" else lzma.compress(data) if form == ".xz" else data)
 
 
 def prepare(source: Path, out: Path) -> tuple[Written, Manifest]:
@@ -202,6 +202,11 @@ def moved(before: str, after: str) -> Callable[[Path], object]:
     return lambda raw: (raw / before).rename(raw / after)
 
 
+def clashing(raw: Path) -> None:
+    for part in ("a.b", "a-b"):
+        write_part(raw, part, 3)
+
+
 def without_tests(raw: Path) -> None:
     for path in raw.glob("tst*"):
         path.unlink()
@@ -221,14 +226,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a test set": (moved("tst2013.vi", "x"), r"tst2013\.en has no file of the other language beside it"),
     "no test sets": (without_tests, "holds no tst2012 and no tst2013, to test on: expected are aligned sentences"),
     "a test set twice": (
-        lambda raw: [write_part(raw, "ted.tst2012", 3)],
+        lambda raw: write_part(raw, "ted.tst2012", 3),
         r"holds tst2012 as ted\.tst2012 and as tst2012: take one of them away",
     ),
     "a file twice": (
         lambda raw: write_part(raw, "train", 40, ".gz"),
         r"holds train\.en and train\.en\.gz: take one of them away",
     ),
-    "names that become one": (lambda raw: [write_part(raw, n, 3) for n in ("a.b", "a-b")], "two samples have the key"),
+    "names that become one": (clashing, "two samples have the key"),
     "a cut segment": (
         lambda raw: [(raw / f"x.{m}.xml").write_text('<seg id="1">a</seg>\n<seg id="2">b') for m in ("en", "vi")],
         r"x\.en\.xml, line 2: a <seg> without its end",

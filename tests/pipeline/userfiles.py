@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,14 @@ def expected(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def write_csv(path: Path, samples: list[Mapping[str, Any]], **options: Any) -> None:
+def write_csv(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(samples[0]), **options)
+        writer = csv.DictWriter(file, list(samples[0]))
         writer.writeheader()
         writer.writerows(samples)
 
 
-def with_paths(folder: Path, samples: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
+def with_paths(folder: Path, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with their photos as files."""
     (folder / "photos").mkdir()
     result = []
@@ -130,7 +130,7 @@ def save_to_disk(folder: Path, samples: list[dict[str, Any]], classes: list[str]
         mine = [
             {
                 **row,
-                "photo": row["photo"] and {"bytes": row["photo"], "path": None},
+                "photo": {"bytes": row["photo"], "path": None},
                 "label": -1 if row["label"] is None else classes.index(row["label"]),
             }
             for row in samples[start : start - (-len(samples) // files)]

@@ -116,11 +116,13 @@ def opened(source: Path) -> Corpus:
     """The corpus that DIR/pairstream.toml describes. Raises UserError where it or the files are not right."""
     cursor.cache_clear()  # another call's files may have had the same names
     settings = read(source)
-    samples = open_source(source, settings)
+    # Also refuses settings that fit no modality, before the files are read.
     endings = [f".{name}.{asked.modality().extension}" for name, asked in settings.modalities.items()]
+    samples = open_source(source, settings)
     notes = list(samples.notes)
-    entries = list(_entries(samples.listed, NAME_BYTES - max(map(len, endings)), notes))
-    entries = _divided(entries, settings.data, f"{settings.file}: [data]", notes)
+    where = f"{settings.file}: [data]"
+    entries = list(_entries(samples.listed, NAME_BYTES - max(map(len, endings)), where, notes))
+    entries = _divided(entries, settings.data, where, notes)
 
     modalities, files = dict[str, AnyModality](), dict[str, bytes]()
     readers = dict[str, tuple[tuple[str, ...], Reader]]()
@@ -154,8 +156,8 @@ def _cells(source: Source, entries: Sequence[Entry], columns: tuple[str, ...], t
                 yield cells
 
 
-def _entries(listed: Iterable[Listed], room: int, notes: list[str]) -> Iterator[Entry]:
-    """The samples, with keys that fit a shard. Raises UserError where two have the same."""
+def _entries(listed: Iterable[Listed], room: int, where: str, notes: list[str]) -> Iterator[Entry]:
+    """The samples, with keys of at most `room` letters that fit a shard. Raises UserError where two have the same."""
     keys, changed, example = set[str](), 0, ""
     for one in listed:
         key = one.key
@@ -164,9 +166,8 @@ def _entries(listed: Iterable[Listed], room: int, notes: list[str]) -> Iterator[
             key = re.sub("[^A-Za-z0-9]+", "-", key)[: room - len(digest) - 1] + f"-{digest}"
             changed, example = changed + 1, example or f"{one.key!r} is {key}"
         if key in keys:
-            raise UserError(
-                f"two samples have the key {one.key!r}: keys have to differ (without `key` the rows' numbers are taken)"
-            )
+            hint = "keys have to differ; leave key away, and the rows' numbers are taken"
+            raise UserError(f"{where} key: two samples have the key {one.key!r}: {hint}")
         keys.add(key)
         yield Entry(key, one.split, one.where)
     if changed:

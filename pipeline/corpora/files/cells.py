@@ -49,7 +49,7 @@ def text(cell: Any) -> str:
         except UnicodeDecodeError:
             raise Unusable("the text is no UTF-8") from None
         if not cell.strip():
-            raise Unusable("the file is empty")
+            raise Unusable("nothing is in it")
     if not isinstance(cell, str | int | float):
         raise Unusable(f"expected a text, got {type(cell).__name__}")
     return str(cell)
@@ -63,7 +63,8 @@ class ReadPicture:
     """A picture, in bytes or at a path, as uint8 (height, width) or (height, width, 3).
 
     It is turned as its EXIF says, laid on white where it is transparent, and scaled: a pixel is the mean of what it
-    covers, or interpolated where the picture is smaller than asked for.
+    covers, or interpolated where the picture is smaller than asked for. By Pillow: OpenCV would fill up what a file
+    that was cut off lacks.
     """
 
     folder: Path

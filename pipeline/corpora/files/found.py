@@ -79,7 +79,7 @@ def _usable(rows: Iterable[Cells], reader: Callable[[Cells], Any]) -> Iterator[A
 def _all(rows: Rows, names: Callable[[Cells], list[str]]) -> list[str]:
     """All names in the data, numbers by size, others by the alphabet."""
     found = set(chain.from_iterable(_usable(rows(False), names)))
-    return sorted(found, key=int if all(name.isdecimal() for name in found) else str)
+    return sorted(sorted(found), key=int if all(name.isdecimal() for name in found) else str)
 
 
 def _numbered(names: list[str]) -> dict[str, int]:

@@ -210,11 +210,8 @@ def _asked(where: str, name: str, table: Any, data: Data) -> Asked:
     if several and place.column:
         raise UserError(f"{where}: say column or columns, not both")
     endings = tuple(ending.lower().removeprefix(".") for ending in place.extensions)
-    asked = Asked(
-        where, kind, several or (place.column or name,), endings, own, {k: table[k] for k in rest_names if k in table}
-    )
-    asked.modality()  # errors now, not after hours of reading
-    return asked
+    rest = {key: table[key] for key in rest_names if key in table}
+    return Asked(where, kind, several or (place.column or name,), endings, own, rest)
 
 
 @dataclass(frozen=True)

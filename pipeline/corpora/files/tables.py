@@ -7,6 +7,7 @@ splits, so a cursor that goes on from where it stands reads a table about once f
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(ABC):
     """A file of rows. Equal ones are the same file."""
 
     path: Path
@@ -64,9 +65,9 @@ class Table:
     marks: tuple[int, ...] = field(compare=False)
     """Numbers of the rows at which reading can begin."""
 
+    @abstractmethod
     def records(self, mark: int, columns: tuple[str, ...]) -> Iterator[Record]:
         """The rows from a mark on, with these cells. Raises UserError where the file cannot be read."""
-        raise NotImplementedError
 
     def classes(self, column: str) -> tuple[str, ...]:
         """The names of the classes of a column where the file knows them."""
@@ -141,8 +142,8 @@ class Parquet(Table):
         row = self.marks[mark]
         groups = range(mark, len(self.marks))
         try:
-            # A buffer, or a column of a whole row group would be in memory
-            with pq.ParquetFile(self.path, buffer_size=2**20) as file:
+            # Page by page: otherwise all of a row group, which may be all of the file, would be in memory.
+            with pq.ParquetFile(self.path, buffer_size=2**20, pre_buffer=False) as file:
                 for batch in file.iter_batches(ROWS, groups, columns=list(columns), use_threads=False):
                     yield from _records(batch, self.name, row, {})
                     row += len(batch)
