@@ -62,7 +62,8 @@ def curves(directory: Path, file: Path) -> Path:
         axis.set_visible(True)
         for label, line in lines.items():
             axis.plot(*zip(*line, strict=True), label=label, marker="." if len(line) < 20 else None, linewidth=1)
-        axis.set_title(panel + ("" if panel in ("accuracy", "beta") else " (nats)"), fontsize=9)
+        nats = panel not in ("accuracy", "beta") and not panel.startswith("tokens.")
+        axis.set_title(panel + (" (nats)" if nats else ""), fontsize=9)
         axis.legend(fontsize=7)
         axis.tick_params(labelsize=7)
     note = "training rows may lack modalities, so their ELBO and KL are of what is there"
@@ -88,7 +89,8 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
     sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
     subsets = [subset for size in sizes for subset in combinations(names, size)]
     whole = _whole(batch, run)
-    drawn = [("given " + "+".join(subset), _decoded(model, run, batch, subset, whole)) for subset in subsets]
+    title = {subset: "given " + ("all" if len(subset) > 3 else "+".join(subset)) for subset in subsets}
+    drawn = [(title[subset], _decoded(model, run, batch, subset, whole)) for subset in subsets]
     rows = [("data", whole), *((title, made) for title, made in drawn if made)]
     figure, axes = plt.subplots(len(rows), len(batch), figsize=(len(batch) * 0.8, len(rows) * 1.05), squeeze=False)
     for line, (title, values) in zip(axes, rows, strict=True):
