@@ -34,7 +34,8 @@ class Sentences(Tokens):
     embedding: int = 256
     """Features of a word; for cnn a multiple of 32. The papers have 256 for cnn, and Bowman et al. 353."""
     hidden: int = 256
-    """Features of a recurrent network's states; Bowman et al. have 191."""
+    """Features of a recurrent network's states; Bowman et al. have 191. Of cnn: what it gives to an expert that sees
+    other modalities too, by a layer with ReLU (SVAE appendix F, which names no width)."""
     network: Literal["lstm", "gru", "cnn"] = "lstm"
     word_dropout: float = 0.0
     """Share of the words that a recurrent decoder reads in training as unknown."""
@@ -62,11 +63,23 @@ class Sentences(Tokens):
     def autoregressive(self) -> bool:
         return self.network != "cnn"
 
+    def encoder(self, latent: int) -> nn.Module:
+        if self.network != "cnn":
+            return super().encoder(latent)
+        from modalities.networks import GaussianEncoder
+        from modalities.textcnn import reader
+
+        return GaussianEncoder(*reader(self.vocabulary, self.embedding, self.length), latent)
+
     def features(self) -> tuple[nn.Module, int]:
         if self.network == "cnn":
+            from torch import nn
+
+            from modalities.networks import mlp
             from modalities.textcnn import reader
 
-            return reader(self.vocabulary, self.embedding, self.length)
+            network, width = reader(self.vocabulary, self.embedding, self.length)
+            return nn.Sequential(network, mlp((width, self.hidden), activation="relu")), self.hidden
         from modalities.recurrent import SentenceReader
 
         return SentenceReader(self.network, self.vocabulary, self.embedding, self.hidden), self.hidden

@@ -21,7 +21,8 @@ def check_data(run: Run) -> Manifest:
         )
     manifest = open_manifest(run.data).reading(run.modalities)
     for split in ("train", "val"):
-        manifest.split(split)
+        if not manifest.split(split):
+            raise UserError(f"{manifest.directory}: split {split!r} holds no sample, and a run needs some")
     manifest.column(list(run.modalities))
     _check_fit(run, manifest)
     return manifest
@@ -43,6 +44,17 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
     check_shards(manifest, run.train.damage)
 
 
+def _check_alike(run: Run, manifest: Manifest, other: Manifest) -> None:
+    """Raise UserError where what is mixed in has other tokens for the same words, or other numbers for classes."""
+    for name in run.modalities:
+        for file in (f"{other.member_of[name]}.{kind}" for kind in ("model", "names.json")):
+            if file in manifest.files and manifest.files[file] != other.files.get(file, manifest.files[file]):
+                raise UserError(
+                    f"mix: {other.directory} has another {file} than {manifest.directory}: the same numbers mean other "
+                    f"words or classes there; prepare both together"
+                )
+
+
 def training_stream(run: Run, manifest: Manifest) -> Stream:
     """The stream of a run over its data and what is mixed in. Raises UserError where these hold nothing for it."""
     mixed, names = run.mixed(), list(run.modalities)
@@ -50,6 +62,7 @@ def training_stream(run: Run, manifest: Manifest) -> Stream:
     for other in others:
         other.split("train")
         _check_fit(run, other)
+        _check_alike(run, manifest, other)
         if not {other.member_of[name] for name in names} & set(other.modalities):
             raise UserError(f"mix: {other.directory} holds {', '.join(other.modalities)}, none of {', '.join(names)}")
         if other.fingerprint in {one.fingerprint for one in (manifest, *others) if one is not other}:

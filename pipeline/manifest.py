@@ -115,6 +115,16 @@ class Manifest:
         bounds, text = self._key_bounds, self._key_text
         return [str(text[a:b], "utf-8") for a, b in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)]
 
+    def damaged_files(self) -> dict[str, str]:
+        """Small files beside the shards that are missing, or others than were written, with the reason."""
+        damaged = {}
+        for name in self.files:
+            try:
+                self.file(name)
+            except UserError as error:
+                damaged[name] = str(error)
+        return damaged
+
     def split(self, name: str) -> range:
         """The samples of one split. Raises UserError where the data has no such split."""
         if name not in self.splits:

@@ -89,8 +89,8 @@ def cross_generations(model: MultimodalVAE, run: Run, manifest: Manifest, file: 
     sizes = [*range(1, len(names) + 1)] if len(names) <= 3 else [1, len(names)]
     subsets = [subset for size in sizes for subset in combinations(names, size)]
     whole = _whole(batch, run)
-    title = {subset: "given " + ("all" if len(subset) > 3 else "+".join(subset)) for subset in subsets}
-    drawn = [(title[subset], _decoded(model, run, batch, subset, whole)) for subset in subsets]
+    given = {subset: "given " + ("all" if len(subset) > 3 else "+".join(subset)) for subset in subsets}
+    drawn = [(given[subset], _decoded(model, run, batch, subset, whole)) for subset in subsets]
     rows = [("data", whole), *((title, made) for title, made in drawn if made)]
     figure, axes = plt.subplots(len(rows), len(batch), figsize=(len(batch) * 0.8, len(rows) * 1.05), squeeze=False)
     for line, (title, values) in zip(axes, rows, strict=True):

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UserError
-from modalities import Attributes, Image, Label, Modality, Text
-from modalities.text import END
+from modalities import Attributes, Image, Label, Modality
+from modalities.text import END, Tokens
 from pipeline.manifest import Manifest
 from pipeline.order import mix, seed_of
 from pipeline.shards import Corrupt, Reader
@@ -191,7 +191,7 @@ def _cells(modality: Modality, values: list[list[Value]], say: Say | None) -> li
             return _picture(np.stack([value] * 3, axis=2) if value.ndim == 2 else np.moveaxis(value, 0, 2))
         if isinstance(modality, Label):
             return Words(str(int(value)))
-        if isinstance(modality, Text):
+        if isinstance(modality, Tokens):
             return Words(" ".join(map(str, value[value != END].tolist())))
         if isinstance(modality, Attributes):
             return _attributes(value)

@@ -40,7 +40,8 @@ CONTENT = ("checksum differs", "tar header ")
 def verify(
     manifest: Manifest, workers: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, str | int]]:
-    """Every damaged member, by row: {"shard", "key", "modality", "offset", "reason"}, the offset in bytes.
+    """Every damaged member, by row: {"shard", "key", "modality", "offset", "reason"}, the offset in bytes; then the
+    small files beside the shards that are missing or others than were written, as shards of no key.
 
     A member is damaged where its bytes have another checksum, where the tar header in front of it does not name it as a
     file of its size (plain WebDataset goes by that), and where its shard is missing or longer or shorter than declared.
@@ -51,7 +52,8 @@ def verify(
     pieces = list(_pieces(manifest))
     total = _bytes(manifest, 0, len(manifest.size))
     workers = min(workers or min(len(os.sched_getaffinity(0)), 1 + total // WORTH), len(pieces))
-    results = _in_processes(manifest, pieces, workers) if workers > 1 else map(Check(manifest), pieces)
+    check = Check(manifest)
+    results = _in_processes(manifest, pieces, workers) if workers > 1 else map(check, pieces)
     reasons: dict[int, str] = {}
     done = 0
     for piece, found in zip(pieces, results, strict=True):
@@ -60,10 +62,15 @@ def verify(
         if progress:
             progress(done, total)
     for number, reason in _resized(manifest).items():
-        reasons = dict.fromkeys(np.flatnonzero(manifest.shard == number).tolist(), reason) | reasons
+        own = check.own(np.flatnonzero(manifest.shard == number))
+        reasons = dict.fromkeys(own.tolist(), reason) | reasons
     reader, members = Reader([manifest]), sorted(reasons)
     rows = np.searchsorted(manifest.first, members, side="right") - 1
-    return [reader.locate(int(r), m) | {"reason": reasons[m]} for r, m in zip(rows, members, strict=True)]
+    damage = [reader.locate(int(r), m) | {"reason": reasons[m]} for r, m in zip(rows, members, strict=True)]
+    return damage + [
+        {"shard": name, "key": "", "modality": "", "offset": 0, "reason": reason}
+        for name, reason in manifest.damaged_files().items()
+    ]
 
 
 def foreign_shards(manifest: Manifest, damage: list[dict[str, str | int]]) -> list[str]:
@@ -71,8 +78,9 @@ def foreign_shards(manifest: Manifest, damage: list[dict[str, str | int]]) -> li
     names = [shard.name for shard in manifest.shards]
     hurt = dict.fromkeys(names, 0)
     for entry in damage:
-        hurt[str(entry["shard"])] += str(entry["reason"]).startswith(CONTENT)
-    counts = np.bincount(manifest.shard, minlength=len(names)).tolist()
+        hurt[str(entry["shard"])] = hurt.get(str(entry["shard"]), 0) + str(entry["reason"]).startswith(CONTENT)
+    own = Check(manifest).own(np.arange(len(manifest.size)))
+    counts = np.bincount(manifest.shard[own], minlength=len(names)).tolist()
     return [name for name, count in zip(names, counts, strict=True) if count and hurt[name] == count]
 
 
@@ -119,7 +127,7 @@ class Check:
     def _place(self, members: np.ndarray) -> np.ndarray:
         return self.manifest.shard[members].astype(np.uint64) << np.uint64(32) | self.manifest.block[members]
 
-    def _own(self, members: np.ndarray) -> np.ndarray:
+    def own(self, members: np.ndarray) -> np.ndarray:
         """Without those that only refer to a member of a sample of the pool: they are verified there."""
         if not len(self._places):
             return members
@@ -129,7 +137,7 @@ class Check:
         return members[its_own | (self._places[found] != place)]
 
     def __call__(self, piece: Piece) -> dict[int, str]:
-        table, members = self.manifest, self._own(np.arange(*piece))
+        table, members = self.manifest, self.own(np.arange(*piece))
         if not len(members):
             return {}
         members = members[np.lexsort((table.block[members], table.shard[members]))]

@@ -24,7 +24,8 @@ from pipeline.corpora.mnist_digits import MNIST_DIGITS
 from pipeline.corpora.mnist_split import MNIST_SPLIT, MNIST_SPLIT3
 from pipeline.corpora.mnist_svhn import MNIST_SVHN
 from pipeline.corpora.multimnist import MULTIMNIST
-from pipeline.description import described
+from pipeline.description import NAME as SETTINGS
+from pipeline.description import describe, described
 from pipeline.manifest import NAME, Manifest, open_manifest
 from pipeline.writing import SHARD_BYTES, SKIPPED, Progress, Written, write
 
@@ -62,9 +63,11 @@ def prepare(
         raise UserError(f"corpus {name} is made from no files of yours: leave --source {source} away")
     if (out / NAME).is_file():
         manifest = open_manifest(out)
-        if manifest.corpus == name and not manifest.damaged_shards:
+        if manifest.corpus == name and not manifest.damaged_shards and not manifest.damaged_files():
             if source and source.is_dir() and not corpus.modalities:
                 _check_same(manifest, _opened(corpus, source), source)
+            elif corpus.modalities and not (out / SETTINGS).is_file():  # an earlier version wrote none
+                describe(out, corpus.modalities)
             return Written(manifest.fingerprint, 0, len(manifest.shards))
     if corpus.needs and not source:
         raise UserError(f"corpus {name} is made from {corpus.needs}: say with --source DIR where they are")

@@ -143,6 +143,7 @@ def _write_into(
     try:
         write_parts(work, entries, todo, workers, report)
         fingerprint, skipped = _merge(partial, corpus, entries, parts)
+        mine = sum(skipped[number] for number, _ in todo)
         os.replace(partial / "data", out)  # an empty directory gives way, any other refuses
         sync_to_disk(out.parent)
     except (Exception, KeyboardInterrupt) as error:
@@ -157,7 +158,7 @@ def _write_into(
             error.add_note(hint)
             raise
         raise UserError(f"{_cannot(out, error) if isinstance(error, OSError) else error}; {hint}") from None
-    return Written(fingerprint, len(entries) - kept, len(parts) - len(todo), skipped)
+    return Written(fingerprint, len(entries) - kept - mine, len(parts) - len(todo), sum(skipped))
 
 
 def _take_up(partial: Path, plan: Plan) -> None:
@@ -244,8 +245,8 @@ def _in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[Part]) -> tuple[str, int]:
-    """Write the manifest of all shards from their rows; returns its fingerprint, and how many samples were left out."""
+def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[Part]) -> tuple[str, list[int]]:
+    """Write the manifest of all shards from their rows; returns its fingerprint, and what each left out of samples."""
     tables = [_rows(partial / "rows" / f"{part.name}.arrow") for part in parts]
     shards = [Shard(f"{p.name}.tar", int(t.schema.metadata[b"bytes"])) for p, t in zip(parts, tables, strict=True)]
     splits: dict[str, range] = {}
@@ -256,7 +257,6 @@ def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[
         first += len(table)
     skipped = [entry for table in tables for entry in _skipped(table)]
     whole = pa.concat_tables([table.replace_schema_metadata() for table in tables]).combine_chunks()
-    del tables
     if not len(whole):
         raise UserError(f"corpus {corpus.name}: no sample can be used; the first, {': '.join(skipped[0])}")
     members = whole.column("members").chunk(0)
@@ -273,4 +273,4 @@ def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[
         write_whole(data / SKIPPED, "".join(lines))
     sync_to_disk(data / manifests.NAME)
     sync_to_disk(data)
-    return fingerprint, len(skipped)
+    return fingerprint, [len(_skipped(table)) for table in tables]

@@ -35,6 +35,9 @@ def test_a_corpus_that_needs_official_files_says_so(tmp_path: Path, monkeypatch:
 def test_what_is_there_needs_no_source(tmp_path: Path) -> None:
     manifest = made("mnist", official.write_mnist(tmp_path / "raw"), tmp_path / "mnist")
     assert prepare("mnist", tmp_path / "mnist").fingerprint == manifest.fingerprint
+    (tmp_path / "mnist" / "modalities.json").unlink()  # as an earlier version left it
+    assert prepare("mnist", tmp_path / "mnist").samples == 0
+    assert described(manifest) == dict(CORPORA["mnist"].modalities)
 
 
 def test_fashion_mnist_has_the_network_that_the_paper_counts() -> None:

@@ -14,7 +14,7 @@ from modalities import Attributes, Image, Label
 from pipeline.corpora.corpus import Corpus, Entry, Values
 from pipeline.description import described
 from pipeline.manifest import open_manifest
-from pipeline.verifying import verify
+from pipeline.verifying import foreign_shards, verify
 from pipeline.writing import SKIPPED, Written, write
 from tests.pipeline.tiny import LABEL, given, one
 
@@ -36,7 +36,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path, size: int, 
     written = write(tmp_path / "d", corpus(60), size, workers, lambda done, total: heard.append((done, total)))
     manifest = open_manifest(tmp_path / "d")
     good = [n for n in range(60) if n % 7 != 3]
-    assert written.skipped == 60 - len(good)
+    assert (written.samples, written.skipped) == (len(good), 60 - len(good))
     assert sorted(manifest.keys(range(len(manifest)))) == [f"k{n:03d}" for n in good]
     assert verify(manifest) == []
     lines = [json.loads(line) for line in (tmp_path / "d" / SKIPPED).read_text().splitlines()]
@@ -81,6 +81,10 @@ def test_files_beside_the_shards_belong_to_the_data(tmp_path: Path) -> None:
     (tmp_path / "one" / "a.model").unlink()
     with pytest.raises(UserError, match=r"one/a\.model cannot be read \(no such file\)"):
         manifest.file("a.model")
+    (damage,) = verify(manifest)
+    assert (damage["shard"], damage["key"]) == ("a.model", "")
+    assert "one/a.model cannot be read" in str(damage["reason"])
+    assert foreign_shards(manifest, [damage]) == []
 
 
 def _written(out: Path, made: Corpus) -> Written:

@@ -17,7 +17,7 @@ from pipeline.manifest import Manifest, open_manifest
 from pipeline.pairing import view
 from pipeline.settings import Pairing
 from pipeline.stream import Stream
-from pipeline.verifying import verify
+from pipeline.verifying import foreign_shards, verify
 from pipeline.writing import write
 from tests.pipeline.tiny import given
 
@@ -87,6 +87,22 @@ def test_webdataset_reads_the_shards_and_verify_finds_damage_once(made: Manifest
         file.write(b"\xff")
     (damage,) = verify(made)
     assert (damage["key"], damage["modality"], damage["reason"]) == ("p/5", "partner", "checksum differs")
+
+
+def test_a_shard_of_the_pool_that_is_another_or_longer_is_told_once(made: Manifest) -> None:
+    row = made.keys(range(len(made))).index("p/5")
+    name = made.shards[made.shard[made.first[row]]].name
+    held = int(np.unique(made.block[made.shard == made.shard[made.first[row]]]).size)
+    path = Path(made.directory, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(512))
+    damage = verify(made)
+    assert (len(damage), {entry["shard"] for entry in damage}) == (held, {name})
+    assert {str(entry["key"])[0] for entry in damage} == {"p"}
+    path.write_bytes(bytes(len(whole)))
+    damage = verify(made)
+    assert len(damage) == held
+    assert foreign_shards(made, damage) == [name]
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:

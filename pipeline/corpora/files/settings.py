@@ -40,7 +40,8 @@ class Data:
                 raise ValueError(f"{name} is a column of a table, a folder has none")
         if self.delimiter and not (self.table and len(self.delimiter) == 1):
             raise ValueError("delimiter is one letter, for a table of CSV")
-        if min(self.val or 0, self.test or 0) < 0 or (self.val or 0) + (self.test or 0) >= 1:
+        val, test = self.val or 0, self.test or 0
+        if not (val >= 0 and test >= 0 and val + test < 1):  # nor NaN
             raise ValueError("val and test are shares of the samples, from 0, and must leave some to train on")
 
 
@@ -193,7 +194,7 @@ def _asked(where: str, name: str, table: Any, data: Data) -> Asked:
     if not isinstance(table, Mapping):
         raise UserError(f'{where}: needs lines like kind = "image"')
     kind = table.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         hint = nearest(str(kind), list(KINDS))
         raise UserError(f"{where} kind: {f'unknown kind {kind!r}' if 'kind' in table else 'say which'}{hint}")
     own_class, modality_class = KINDS[kind]
