@@ -82,7 +82,10 @@ def draw(
                 cell.append(Words(f"+{len(held) - INSTANCES}", GREY))
         table.append(cells)
     title = f"{manifest.corpus}, {split}: {len(rows):,} of {len(manifest.split(split)):,} samples"
-    _save(title, [manifest.key(row) for row in rows], list(modalities), table, path)
+    try:
+        _save(title, [manifest.key(row) for row in rows], list(modalities), table, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
 
 
 # Which samples

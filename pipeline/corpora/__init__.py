@@ -83,7 +83,7 @@ def _opened(corpus: Corpus, source: Path) -> Corpus:
     try:
         return corpus.opened(source) if corpus.opened else corpus
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
+        raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from None
 
 
 def _check_same(manifest: Manifest, corpus: Corpus, source: Path) -> None:

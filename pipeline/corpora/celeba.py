@@ -79,15 +79,15 @@ def _listing(source: Path) -> Listing:
     if bare := len(pictures.keys() - rows.keys()):
         notes.append(f"{bare:,} pictures have no row in {rows_file.name}: these samples lack their attributes")
     covered = {official.get(key) for key in pictures}
+    if None in covered:
+        key = min(pictures.keys() - official.keys())
+        raise UserError(f"{partition_file} has no row for picture {key}: fetch the whole file")
     if covered >= set(SPLITS):
-        if None in covered:
-            key = min(pictures.keys() - official.keys())
-            raise UserError(f"{partition_file} has no row for picture {key}: fetch the whole file")
         split = {key: official[key] for key in pictures}
         notes.append("splits: the official partition")
     else:
         split = divided(pictures, seed=2015)
-        there = ", ".join(name for name in SPLITS if name in covered) or "none"
+        there = ", ".join(name for name in SPLITS if name in covered)
         notes.append(
             f"splits: not the official partition, since these pictures do not cover it (only: {there}); 80 % train, "
             "10 % val, 10 % test by the hash of the key"
@@ -134,6 +134,8 @@ def _attributes(file: Path, lines: list[str]) -> tuple[int, dict[str, bytes]]:
             raise UserError(f"{file}, line {number}: expected {len(names)} values, as line 2 names, got {len(signs)}")
         if not {"1", "-1"}.issuperset(signs):
             raise UserError(f"{file}, line {number}: expected values of 1 and -1 only, got {line!r}")
+        if _key(picture) in rows:
+            raise UserError(f"{file}, line {number}: {picture} has a row already: take one of them away")
         rows[_key(picture)] = bytes(signs[column] == "1" for column in columns)
     return int(lines[0]), rows
 
@@ -145,6 +147,8 @@ def _partition(file: Path, lines: list[str]) -> dict[str, str]:
         words = line.split()
         if len(words) != 2 or words[1] not in ("0", "1", "2"):
             raise UserError(f"{file}, line {number}: expected a picture and 0, 1 or 2, got {line!r}")
+        if _key(words[0]) in splits:
+            raise UserError(f"{file}, line {number}: {words[0]} has a row already: take one of them away")
         splits[_key(words[0])] = SPLITS[int(words[1])]  # train, val and test in the official order
     return splits
 

@@ -64,7 +64,12 @@ def read(source: Path) -> Files:
             f"{source}: {LABELS} has {len(labels):,} rows, {BOXES} {len(boxes):,}; image {differ[0]} is in one of them "
             "only: fetch both again"
         )
-    images = {values[0].removesuffix(".jpg"): number for number, values in _rows(source, IMAGES, 1).items()}
+    images = dict[str, str]()
+    for number, (file,) in _rows(source, IMAGES, 1).items():
+        name = file.removesuffix(".jpg")
+        if name == file or name in images:
+            raise UserError(f"{source}: {IMAGES} calls image {number} {file}: expected a .jpg of its own")
+        images[name] = number
     pictures, captions = _pictures(source), _captions(source)
     for name, number in images.items():
         if name.split("/")[0] != classes.get(labels.get(number, "")):
@@ -120,9 +125,12 @@ def _rows(source: Path, table: str, count: int) -> dict[str, list[str]]:
 
 def _numbers(file: Path, line: int, values: list[str]) -> np.ndarray:
     try:
-        return np.array(values, np.float64)
+        numbers = np.array(values, np.float64)
     except ValueError:
-        raise UserError(f"{file}, line {line}: expected numbers only: fetch it again") from None
+        numbers = np.array([np.nan])
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{file}, line {line}: expected numbers only: fetch it again")
+    return numbers
 
 
 def _attributes(source: Path, classes: int) -> np.ndarray:
@@ -160,7 +168,7 @@ def _captions(source: Path) -> dict[str, tuple[str, ...]]:
         place, words = text(source, CAPTIONS, ".json")
         try:
             captions = json.loads(words)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{place} is no JSON ({error}): fetch it again") from None
         if not isinstance(captions, dict) or not all(
             isinstance(of_one, list) and all(isinstance(caption, str) for caption in of_one)

@@ -95,10 +95,15 @@ def opened(source: Path) -> Corpus:
     official = _official(source, parts)
     notes: list[str] = []
     split = _splits(parts, official, {part.name: _usable(part, notes) for part in parts})
-    models = {
-        language: train(_training_texts(parts, split, language), modality.vocabulary)
-        for language, modality in MODALITIES.items()
-    }
+    for part in parts:
+        if part.name in official and official[part.name] not in split.values():
+            raise UserError(f"{source}: {part.name} has no sentences that can be used: fetch both of its files again")
+    models = dict[str, bytes]()
+    for language, modality in MODALITIES.items():
+        try:
+            models[language] = train(_training_texts(parts, split, language), modality.vocabulary)
+        except UserError as error:
+            raise UserError(f"{source}, sentences in {language} to train on: {error}") from None
     tokenizers = {language: Tokenizer(model) for language, model in models.items()}
     cut = Counter[str]()
     entries = list(_tokenized(parts, split, tokenizers, cut))

@@ -29,8 +29,8 @@ from modalities import AnyModality, Image, Label
 from pipeline.corpora.corpus import Corpus, Entry, by_hash
 from pipeline.description import named
 
-SIDE = 28
-MODALITIES: dict[str, AnyModality] = {"image": Image(height=SIDE, width=SIDE), "label": Label(classes=10)}
+SIDE, CLASSES = 28, 10
+MODALITIES: dict[str, AnyModality] = {"image": Image(height=SIDE, width=SIDE), "label": Label(classes=CLASSES)}
 PARTS = ("train", "t10k")
 FILES = tuple(f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1"))
 VAL = 6
@@ -79,6 +79,12 @@ def read_part(directory: str, part: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"{images_file} has {len(images):,} images, {labels_file.name} {len(labels):,} labels: they are not of "
             "the same data, fetch both again"
+        )
+    if (labels >= CLASSES).any():
+        number = int((labels >= CLASSES).argmax())
+        raise UserError(
+            f"{labels_file}: the label of image {number:,} is {labels[number]}, expected 0 to {CLASSES - 1}: fetch it "
+            "again"
         )
     return images, labels
 

@@ -82,7 +82,7 @@ def text(source: Path, name: str, ending: str = ".txt") -> tuple[Path, str]:
         raise UserError(f"{source}: expected one {name}{ending} or {name}{ending}.xz, but it {names}")
     data = files[0].read_bytes()
     try:
-        return files[0], (lzma.decompress(data) if files[0].suffix == ".xz" else data).decode()
+        return files[0], (lzma.decompress(data) if files[0].suffix == ".xz" else data).decode("utf-8-sig")
     except (lzma.LZMAError, UnicodeDecodeError) as error:
         raise UserError(f"{files[0]} cannot be read ({error}): it was cut off or damaged, fetch it again") from None
 

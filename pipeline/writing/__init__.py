@@ -258,6 +258,7 @@ def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[
     skipped = [entry for table in tables for entry in _skipped(table)]
     whole = pa.concat_tables([table.replace_schema_metadata() for table in tables]).combine_chunks()
     if not len(whole):
+        shutil.rmtree(partial / "data")  # shards of nothing are no work to go on from
         raise UserError(f"corpus {corpus.name}: no sample can be used; the first, {': '.join(skipped[0])}")
     members = whole.column("members").chunk(0)
     columns = {name: members.values.field(name).to_numpy() for name in MEMBER.names}

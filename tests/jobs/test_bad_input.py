@@ -228,3 +228,12 @@ def test_a_grid_over_what_the_system_makes_no_use_of(
         "mopoe", "--grid", "objective.k=0,1", "seed=0",
     )  # fmt: skip
     assert "objective.k, which model.system = mopoe makes no use of" in said
+
+
+def test_a_sheet_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.corpora import prepare
+
+    prepare("digits", tmp_path / "d")
+    (tmp_path / "s.png").mkdir()
+    assert main(["inspect", str(tmp_path / "d"), "--no-verify", "--sheet", str(tmp_path / "s.png")]) == 2
+    assert "s.png cannot be written (Is a directory): choose another place" in capsys.readouterr().err

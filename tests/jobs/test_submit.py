@@ -174,7 +174,7 @@ def test_dry_run_starts_nothing(capsys: Capture) -> None:
         ("local", "needs the job after --"),
         ("local --", "needs the job after --"),
         ("local -- trian digits", "did you mean 'train'?"),
-        ("local -- train digit", "did you mean 'digits'?"),
+        ("local -- train digit", "did you mean 'digits' or"),
         ("local -- sweep digit", "did you mean 'digits'?"),
         ("local -- train --ranks 2", "needs a recipe first"),
         ("local -- submit local -- recipes", "cannot submit itself"),

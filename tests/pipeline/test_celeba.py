@@ -144,6 +144,8 @@ SPOILT_CELEBA: dict[str, tuple[Callable[[Path], object], str]] = {
     "no list": (lambda raw: (raw / ROWS).unlink(), r"expected one list_attr_celeba\.txt .*, but it has none"),
     "two lists": (lambda raw: official.write_text(raw, ROWS, "", packed=True), r"several: list_attr_celeba\.txt, "),
     "a fourth part": (edited(PARTS, f"{name(4)} 0", f"{name(4)} 3"), "line 4: expected a picture and"),
+    "a face divided twice": (edited(PARTS, f"{name(4)} 0", f"{name(4)} 0\n{name(4)} 1"), "line 5: .* has a row"),
+    "no partition": (lambda raw: (raw / PARTS).write_text(""), r"partition\.txt has no row for picture 000001"),
     "an undivided face": (edited(PARTS, f"{name(4)} 0\n", ""), r"partition\.txt has no row for picture 000004"),
     "cut xz": (packed_and_cut, r"list_eval_partition\.txt\.xz cannot be read .*fetch it again"),
     "no pictures": (without_pictures, r"img_align_celeba has no pictures: expected are the official 000001\.jpg"),

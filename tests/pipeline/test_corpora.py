@@ -93,7 +93,11 @@ SPOILT_MNIST: dict[str, tuple[str, bytes, str]] = {
     "too long": ("labels-idx1", gzip.compress(official.idx(np.arange(24)) + b"0"), "expected 32 bytes .* got 33"),
     "one label less": ("labels-idx1", gzip.compress(official.idx(np.arange(23) % 10)), "24 images, .* 23 labels"),
     "of another size": ("images-idx3", gzip.compress(official.idx(DIGITS[:, 1:])), r"28 x 28 pixels, got \(27, 28\)"),
-    "an eleventh class": ("labels-idx1", gzip.compress(official.idx(np.arange(24))), "label 1. is not one of 0 to 9"),
+    "an eleventh class": (
+        "labels-idx1",
+        gzip.compress(official.idx(np.arange(24))),
+        "image 10 is 10, expected 0",
+    ),
 }
 
 

@@ -187,6 +187,18 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda raw: (raw / CAPTION).rename(raw / "text_c10/001.Crow/Crow_9999.txt"),
         r"name 1 more of class 001\.Crow than image_class_labels has",
     ),
+    "a box of no numbers": (
+        lambda raw: (raw / "bounding_boxes.txt").write_text("1 nan 1 2 3\n"),
+        r"bounding_boxes\.txt, line 1: expected numbers only",
+    ),
+    "an image's name cut off": (
+        lambda raw: (raw / "images.txt").write_text((raw / "images.txt").read_text()[:-8]),
+        r"calls image 60 003\.Owl/Owl_0: expected a \.jpg of its own",
+    ),
+    "an image's name twice": (
+        lambda raw: (raw / "images.txt").write_text(f"1 {name(1)}.jpg\n2 {name(1)}.jpg\n"),
+        r"calls image 2 001\.Crow/Crow_0001\.jpg: expected a \.jpg of its own",
+    ),
     "captions in Latin-1": (lambda raw: (raw / CAPTION).write_bytes(b"bl\xe5"), r"Crow_0001\.txt is not in UTF-8 "),
     "captions cut off": (as_json('{"001.Crow/Crow_0001": ["a'), r"captions_by_image\.json is no JSON .*fetch it again"),
     "captions in a list": (as_json('["a bird"]'), "expected an object that has a list of captions for each CLASS/NAME"),

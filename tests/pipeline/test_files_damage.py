@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Callable
@@ -43,6 +44,9 @@ BAD_SETTINGS: dict[str, tuple[str, str]] = {
     "a folder's key": (ALONE.replace("table", "key = 'id'\nfolder"), "key is a column of a table, a folder has none"),
     "too large shares": (ALONE.replace("val = 0", "val = 1"), "val and test are shares .* leave some to train on"),
     "no share": (ALONE.replace("val = 0", "val = 'a'"), r"\[data\] val: Input should be a valid number.*\(got 'a'\)"),
+    "no number for a share": (ALONE.replace("val = 0", "val = nan"), "val and test are shares .* leave some to train"),
+    "a quote as delimiter": (ALONE.replace("val = 0", "delimiter = '\"'"), "neither a quote nor the end of a line"),
+    "a list of kinds": (ALONE.replace('"label"', '["label"]'), r"kind: unknown kind \['label'\]"),
     "long delimiter": (ALONE.replace("val = 0", "delimiter = ', '"), "delimiter is one letter"),
     "no kind": (ALONE.replace("kind", "#"), r"\[modalities\.label\] kind: say which; known are: image, label"),
     "another kind": (ALONE.replace('"label"', '"lable"'), "kind: unknown kind 'lable'; did you mean 'label'"),
@@ -188,6 +192,10 @@ BAD_FILES: dict[str, tuple[Any, Callable[[Path], object], str]] = {
     "no Arrow file": (make_dataset, lambda folder: (folder / STATE).unlink(), r"state\.json cannot be read \(.*save_"),
     "no JSON": (make_dataset, text_of(STATE, "{"), r"state\.json cannot be read \(.*save_to_disk"),
     "other JSON": (make_dataset, text_of(STATE, "[]"), r"state\.json is not what `save_to_disk` writes"),
+    "no data files": (make_dataset, text_of(STATE, '{"_data_files": null}'), r"state\.json is not .*: it names no"),
+    "no names of files": (make_dataset, text_of(STATE, '{"_data_files": [{}]}'), r"state\.json is not .* it names"),
+    "no features": (make_dataset, text_of("saved/dataset_info.json", '{"features": [1]}'), "its features have no"),
+    "splits of nothing": (make_dataset, text_of("saved/dataset_dict.json", '{"splits": null}'), "it has no list of s"),
     "a selection": (make_dataset, text_of(STATE, '{"_indices_data_files": [{}]}'), r"save it again after `flatten_ind"),
     "no split": (make_dataset, text_of("saved/dataset_dict.json", '{"splits": ["x"]}'), "saved holds no rows"),
     "two folders": (make_parquet, elsewhere, "the files of .* have to lie in one folder"),
@@ -212,3 +220,53 @@ def test_damage_within_a_table_is_no_end_of_it(tmp_path: Path) -> None:
     (tmp_path / "part-1.parquet").write_bytes(data)
     with pytest.raises(UserError, match=r"part-1\.parquet cannot be read after row 0 \("):
         prepare(tmp_path, toml)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    from pipeline.corpora import prepare as prepare_corpus
+
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "pairstream.toml").write_text(ALONE.replace("t.csv", "*.csv"))
+    (tmp_path / "raw" / "t.csv").mkdir()
+    with pytest.raises(UserError, match=r"raw/t\.csv cannot be read: Is a directory"):
+        prepare_corpus("files", tmp_path / "out", source=tmp_path / "raw")
+
+
+def test_where_no_sample_can_be_used_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label\ngone.png\n")
+    with pytest.raises(UserError, match=r"no sample can be used; the first, t/000000: .*No such file or directory$"):
+        prepare(tmp_path, ALONE.replace('"label"', '"image"\nsize = [4, 4]'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairstream.toml", "t.csv"]
+
+
+@pytest.mark.parametrize("text", ['"label"\n"a"\n"b"\n', "label\na\nb\n"])
+def test_a_mark_of_the_byte_order_is_no_part_of_a_file(tmp_path: Path, text: str) -> None:
+    """Windows writes it in front of tables, and of settings."""
+    (tmp_path / "t.csv").write_text("\ufeff" + text)
+    prepare(tmp_path, "\ufeff" + ALONE)
+    assert held(tmp_path / "out") == {"t/000000": {"label": 0}, "t/000001": {"label": 1}}
+
+
+def test_nan_is_no_class(tmp_path: Path) -> None:
+    reason = left_out(tmp_path, pa.array([1.0, np.nan, 2.0]), 'kind = "label"')
+    assert reason == "t.parquet, row 1, column x: nan is no number"
+    assert json.loads((tmp_path / "out" / "x.names.json").read_text()) == ["1", "2"]
+
+
+def test_equal_numbers_have_one_order(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label\n" + "".join(f"{'0' * n}1\n" for n in reversed(range(9))))
+    prepare(tmp_path, ALONE)
+    assert json.loads((tmp_path / "out" / "label.names.json").read_text()) == sorted(f"{'0' * n}1" for n in range(9))
+
+
+def test_flags_as_pandas_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1.0,0.0\n,\n0.0,1\n")
+    prepare(tmp_path, ALONE.replace('"label"', '"attributes"\ncolumns = ["a", "b"]'))
+    assert held(tmp_path / "out") == {"t/000000": {"label": [1, 0]}, "t/000002": {"label": [0, 1]}}
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "a.label.txt").write_text("\ufeffowl")
+    (tmp_path / "b.label.txt").write_text("owl\r\n")
+    prepare(tmp_path, ALONE.replace('table = "t.csv"', 'folder = "."'))
+    assert held(tmp_path / "out") == {"a": {"label": 0}, "b": {"label": 0}}

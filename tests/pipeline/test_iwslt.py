@@ -268,3 +268,28 @@ def test_the_real_sentences(tmp_path: Path) -> None:
     for language in ("en", "vi"):
         assert Tokenizer(manifest.file(f"{language}.model")).size == 8000
     assert held(tmp_path / "out")["evbnews/000000"] == {"en": "What is a Fenqing ?", "vi": "Fenqing là gì ?"}
+
+
+def test_a_test_set_without_sentences_is_named(tmp_path: Path) -> None:
+    """What a server answers in place of a file."""
+    stanford(tmp_path)
+    for language in ("en", "vi"):
+        (tmp_path / f"tst2013.{language}").write_text("\n\n")
+    with pytest.raises(UserError, match="tst2013 has no sentences that can be used: fetch both of its files again"):
+        IWSLT.entries(tmp_path)
+
+
+def test_no_sentences_to_train_on(tmp_path: Path) -> None:
+    write_part(tmp_path, "tst2012", 8)
+    with pytest.raises(UserError, match="sentences in en to train on: there is no text") as said:
+        IWSLT.entries(tmp_path)
+    assert str(tmp_path) in str(said.value)
+
+
+def test_a_file_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    from pipeline.corpora import prepare as prepare_corpus
+
+    stanford(tmp_path / "raw")
+    (tmp_path / "raw" / "mono.en").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"mono\.en cannot be read: No such file"):
+        prepare_corpus("iwslt-en-vi", tmp_path / "out", source=tmp_path / "raw")

@@ -6,6 +6,7 @@ with the reason where it cannot. What is there is never taken for absent.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Cells = Sequence[Any]
 Reader = Callable[[Cells], np.ndarray]
 YES, NO = ("1", "true", "yes"), ("0", "false", "no")
+WHOLE = {"1.0": "1", "0.0": "0"}
+"""How pandas writes whole numbers of a column in which some are missing."""
 
 
 def missing(cell: Any) -> bool:
@@ -42,10 +45,12 @@ def text(cell: Any) -> str:
     """A cell as text. Raises Unusable."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)  # whole numbers among which some are missing
+    if isinstance(cell, float) and not math.isfinite(cell):
+        raise Unusable(f"{cell} is no number")
     if isinstance(cell, bytes | str):
         data = cell if isinstance(cell, bytes) else cell.encode("utf-8", "surrogateescape")
         try:
-            cell = data.decode()
+            cell = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise Unusable("the text is no UTF-8") from None
         if not cell.strip():
@@ -148,6 +153,7 @@ class ReadFlags:
         return np.array([self._flag(text(cell).strip().lower()) for cell in cells], np.uint8)
 
     def _flag(self, word: str) -> int:
+        word = WHOLE.get(word, word)
         if word not in (*YES, *NO):
             raise Unusable(f"{word!r} is neither {', '.join(YES)} nor {', '.join(NO)}")
         return int(word in YES)

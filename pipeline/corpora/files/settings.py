@@ -38,10 +38,10 @@ class Data:
         for name in ("key", "split") if self.folder else ():
             if getattr(self, name):
                 raise ValueError(f"{name} is a column of a table, a folder has none")
-        if self.delimiter and not (self.table and len(self.delimiter) == 1):
-            raise ValueError("delimiter is one letter, for a table of CSV")
+        if self.delimiter and not (self.table and len(self.delimiter) == 1 and self.delimiter not in '"\r\n\0'):
+            raise ValueError("delimiter is one letter, for a table of CSV, and neither a quote nor the end of a line")
         val, test = self.val or 0, self.test or 0
-        if not (val >= 0 and test >= 0 and val + test < 1):  # nor NaN
+        if not (val >= 0 and test >= 0 and val + test < 1):  # nan is none of these
             raise ValueError("val and test are shares of the samples, from 0, and must leave some to train on")
 
 
@@ -169,7 +169,7 @@ def read(source: Path) -> Settings:
     """The settings of the files in a directory. Raises UserError."""
     file = source / FILE
     try:
-        table = tomllib.loads(file.read_bytes().decode())
+        table = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}: write there what your files are") from None
     except ValueError as error:

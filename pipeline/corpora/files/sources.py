@@ -182,7 +182,10 @@ def _dataset(folder: Path, notes: list[str]) -> Tables:
     tables, splits = list[Table](), list[str]()
     if not (folder / "dataset_dict.json").is_file():
         return Tables(folder, tuple(_saved(folder, folder.name, "data")))
-    for name in _json(folder / "dataset_dict.json").get("splits", ()):
+    names = _json(folder / "dataset_dict.json").get("splits")
+    if not isinstance(names, list):
+        raise UserError(f"{folder / 'dataset_dict.json'} is not what `save_to_disk` writes: it has no list of splits")
+    for name in names:
         if name not in SPLITS:
             notes.append(f"split {name!r} is left out: it is none of {', '.join(SPLITS)}")
             continue
@@ -196,15 +199,21 @@ def _saved(folder: Path, name: str, prefix: str) -> Iterator[Table]:
     """The files of a data set, in their order."""
     state, first = _json(folder / "state.json"), 0
     features = _json(folder / "dataset_info.json").get("features") or {}
+    if not isinstance(features, dict):
+        raise UserError(f"{folder / 'dataset_info.json'} is not what `save_to_disk` writes: its features have no names")
     named = {
         column: tuple(map(str, feature["names"]))
         for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise UserError(f"{folder} holds a selection of rows: save it again after `flatten_indices()`")
-    for file in state.get("_data_files", ()):
-        table = Arrow.open(folder / file["filename"], f"{name}/{file['filename']}", prefix, first, named)
+    files = state.get("_data_files")
+    if not isinstance(files, list) or not all(isinstance(one, dict) and "filename" in one for one in files):
+        raise UserError(f"{folder / 'state.json'} is not what `save_to_disk` writes: it names no data files")
+    for one in files:
+        file = str(one["filename"])
+        table = Arrow.open(folder / file, f"{name}/{file}", prefix, first, named)
         first += table.rows
         yield table
 

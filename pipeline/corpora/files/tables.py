@@ -6,9 +6,11 @@ splits, so a cursor that goes on from where it stands reads a table about once f
 
 from __future__ import annotations
 
+import atexit
 import csv
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -87,7 +89,7 @@ class Csv(Table):
         columns: list[str] = []
         for rows, (offset, line, cells) in enumerate(_csv(path, delimiter, 0, 1), start=-1):
             if rows < 0:
-                columns = [cell.removeprefix("\ufeff").strip() for cell in cells]
+                columns = [cell.strip() for cell in cells]
             elif rows % MARKED == 0:
                 marks.append(rows)
                 offsets.append((offset, line))
@@ -114,8 +116,9 @@ def _csv(path: Path, delimiter: str, offset: int, line: int) -> Iterator[tuple[i
 
         def lines() -> Iterator[str]:
             for data in file:
+                first = offset == 0 and not taken
                 taken.append(data)
-                yield data.decode("utf-8", "surrogateescape")
+                yield (data.removeprefix(BOM_UTF8) if first else data).decode("utf-8", "surrogateescape")
 
         try:
             for cells in csv.reader(lines(), delimiter=delimiter, strict=True):
@@ -243,3 +246,6 @@ class _Cursor:
 def cursor(table: Table, columns: tuple[str, ...]) -> _Cursor:
     """The process's own place in a table."""
     return _Cursor(table, columns)
+
+
+atexit.register(cursor.cache_clear)  # what reads must not be closed among modules that are gone
