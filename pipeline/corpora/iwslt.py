@@ -133,7 +133,7 @@ def _parts(source: Path) -> list[Part]:
     parts: dict[str, Part] = {}
     for path in sorted(source.iterdir()):
         stem, _, language = re.sub(r"(\.xml)?(\.gz|\.xz)?$", "", path.name).rpartition(".")
-        if language not in MODALITIES or stem in ("", "vocab") or not path.is_file():
+        if language not in MODALITIES or stem in ("", "vocab") or path.is_dir():
             continue
         files = parts.setdefault(stem, Part(stem, {})).files
         if language in files:
