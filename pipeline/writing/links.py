@@ -21,23 +21,28 @@ def linked(
     Those of a modality lie in the order of the links, behind the sample's own. Raises UserError for a link to a sample
     that does not hold the modality.
     """
-    row_of, kinds = {key: row for row, key in enumerate(keys)}, list(corpus.modalities)
+    row_of = {key: row for row, key in enumerate(keys)}
     owners, sources = [np.repeat(np.arange(len(keys)), np.diff(first))], [np.arange(first[-1])]
-    for entry in entries:
-        if not entry.links or entry.key not in row_of:  # the sample was left out
+    for kind, name in enumerate(corpus.modalities):
+        # Of samples that were left out there is no row.
+        links = [
+            (row_of[entry.key], row_of.get(target, -1), target)
+            for entry in entries
+            if entry.links and entry.key in row_of
+            for target in entry.links.get(name, ())
+        ]
+        if not links:
             continue
-        for name, targets in entry.links.items():
-            kind = kinds.index(name)
-            for target in targets:
-                row = row_of.get(target)
-                held = np.arange(first[row], first[row + 1]) if row is not None else np.empty(0, np.int64)
-                held = held[members["modality"][held] == kind]
-                if not len(held):
-                    raise UserError(
-                        f"corpus {corpus.name}: {entry.key} shows {name} of {target}, which holds no such member"
-                    )
-                owners.append(np.full(len(held), row_of[entry.key]))
-                sources.append(held)
+        owner, target = (np.array(column) for column in list(zip(*links, strict=True))[:2])
+        mine = np.flatnonzero(members["modality"] == kind)  # those of a sample lie side by side
+        count = np.bincount(np.searchsorted(first, mine, side="right") - 1, minlength=len(keys))
+        begin, held = np.cumsum(count) - count, np.where(target >= 0, count[target], 0)
+        if not held.all():
+            row, _, lost = links[int((held == 0).argmax())]
+            raise UserError(f"corpus {corpus.name}: {keys[row]} shows {name} of {lost}, which holds no such member")
+        within = np.arange(held.sum()) - np.repeat(np.cumsum(held) - held, held)
+        owners.append(np.repeat(owner, held))
+        sources.append(mine[np.repeat(begin[target], held) + within])
     owner, source = np.concatenate(owners), np.concatenate(sources)
     order = np.lexsort((np.arange(len(source)), members["modality"][source], owner))
     counts = np.bincount(owner, minlength=len(keys))

@@ -17,7 +17,7 @@ from pipeline.train import build, load_weights, train
 from tests.pipeline.corpora import tiny, without_extras
 from tests.ranks import Ranks
 
-SLOW = {"celeba", "celeba19", "celeba-transforms", "cub", "iwslt-en-vi"}
+SLOW = {"celeba", "celeba19", "celeba-transforms", "cub", "cub-resnet", "iwslt-en-vi"}
 STEPS = 20
 ONE_OF_EACH_KIND = ("mnist", "multimnist", "cub", "celeba19", "iwslt-en-vi")
 

@@ -16,6 +16,7 @@ from pipeline.corpora.corpus import Corpus, Entry
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.pairing import view
 from pipeline.settings import Pairing
+from pipeline.shards import Reader
 from pipeline.stream import Stream
 from pipeline.verifying import foreign_shards, verify
 from pipeline.writing import write
@@ -116,3 +117,19 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
         )
         with pytest.raises(UserError, match=f"d/0 shows partner of {target}, which holds no such member"):
             write(tmp_path / "d", lost)
+
+
+def test_links_keep_their_order_and_all_instances_of_a_target(tmp_path: Path) -> None:
+    """Behind a sample's own members of the modality, link by link; a target with two shows both."""
+    entries = [
+        Entry("d/0", "train", {"partner": pixels(1)}, {"partner": ["p/1", "p/0", "p/1"]}),
+        Entry("d/1", "train", {"digit": pixels(2)}),
+        Entry("p/0", "pool", {"partner": pixels(10)}),
+        Entry("p/1", "pool", {"digit": pixels(11), "partner": [pixels(12), pixels(13)]}),
+    ]
+    write(tmp_path / "d", given("linked", MODALITIES, entries))
+    manifest = open_manifest(tmp_path / "d")
+    members = np.arange(manifest.first[0], manifest.first[1])
+    values = MODALITIES["partner"].decode(Reader([manifest]).read(members))  # type: ignore[arg-type]
+    assert np.rint(values[:, 0, 0] * 255).tolist() == [1, 12, 13, 10, 12, 13]
+    assert np.diff(manifest.first).tolist() == [6, 1, 1, 3]
