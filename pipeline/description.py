@@ -1,7 +1,9 @@
-"""How to read and to model what the shards hold, in a file beside them: the modalities' settings as JSON.
+"""How to read and to model what the shards hold, in files beside them.
 
-A recipe has settings of its own; these serve who has none: `pairstream train files`, `pairstream inspect --sheet`. The
-fingerprint of the data does not cover them, since networks may change where bytes do not.
+modalities.json has the modalities' settings. A recipe has settings of its own; these serve who has none: `pairstream
+train files`, `pairstream inspect --sheet`. The fingerprint of the data does not cover them, since networks may change
+where bytes do not. NAME.model is the tokenizer of a modality, and NAME.names.json has the names of its classes,
+attributes or letters: both belong to the data, and to their fingerprint.
 """
 
 from __future__ import annotations
