@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infra.errors import UserError, nearest
 from pipeline.config import Run
+from pipeline.description import model_file, names_file
 from pipeline.evaluate import metric_names
 from pipeline.manifest import Manifest, check_shards, open_manifest
 from pipeline.pairing import mixture
@@ -47,7 +48,7 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
 def _check_alike(run: Run, manifest: Manifest, other: Manifest) -> None:
     """Raise UserError where what is mixed in has other tokens for the same words, or other numbers for classes."""
     for name in run.modalities:
-        for file in (f"{other.member_of[name]}.{kind}" for kind in ("model", "names.json")):
+        for file in (model_file(other.member_of[name]), names_file(other.member_of[name])):
             if file in manifest.files and manifest.files[file] != other.files.get(file, manifest.files[file]):
                 raise UserError(
                     f"mix: {other.directory} has another {file} than {manifest.directory}: the same numbers mean other "

@@ -55,6 +55,11 @@ def described(manifest: Manifest) -> dict[str, AnyModality]:
         raise UserError(f"{path}: {where}: {first['msg']}; run `pairstream prepare` again") from None
 
 
+def model_file(modality: str) -> str:
+    """The file beside the shards with the tokenizer of a modality."""
+    return f"{modality}.model"
+
+
 def names_file(modality: str) -> str:
     """The file beside the shards with the names of a modality's classes, attributes or tokens, by their numbers."""
     return f"{modality}.names.json"
@@ -69,8 +74,8 @@ def readers(manifest: Manifest, modalities: Mapping[str, Modality]) -> dict[str,
     """What a value (…) reads like, of modalities whose tokenizer, or whose names, lie beside the shards."""
     found: dict[str, Callable[[np.ndarray], str]] = {}
     for name, modality in modalities.items():
-        if isinstance(modality, Tokens) and f"{name}.model" in manifest.files:
-            found[name] = partial(_text, Tokenizer(manifest.file(f"{name}.model")))
+        if isinstance(modality, Tokens) and model_file(name) in manifest.files:
+            found[name] = partial(_text, Tokenizer(manifest.file(model_file(name))))
         if names_file(name) in manifest.files:
             found[name] = partial(_names, json.loads(manifest.file(names_file(name))), modality)
     return found

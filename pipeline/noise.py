@@ -26,6 +26,11 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ ((value >> 31) & (2**33 - 1))
 
 
+def _keyed(value: Tensor, base: int) -> Tensor:
+    """The hash of whole numbers under a seed, an unsigned number of 64 bits."""
+    return _mix(value * _GOLDEN + (base - 2**64 if base >= 2**63 else base))
+
+
 def normal(seed: int, purpose: str, row_B: Tensor, terms: int, latent: int) -> Tensor:
     """Standard normal numbers (terms, B, latent) in float32 on row_B's device.
 
@@ -35,7 +40,7 @@ def normal(seed: int, purpose: str, row_B: Tensor, terms: int, latent: int) -> T
     half = -(-latent // 2)
     base = seed_of(seed, "noise", purpose)
     lane = torch.arange(1, terms * half + 1, device=row_B.device).view(terms, 1, half)
-    row_key = _mix(row_B * _GOLDEN + (base - 2**64 if base >= 2**63 else base))
+    row_key = _keyed(row_B, base)
     bits = _mix(row_key.view(1, -1, 1) + lane * _GOLDEN)
     radius = (((bits >> 32) & _LOW).float() + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = (bits & _LOW).float().mul_(2 * math.pi / 2**32)
@@ -49,6 +54,6 @@ def uniform(normal_N: Tensor, purpose: str, places: int) -> Tensor:
     """
     base = seed_of("uniform", purpose)
     lane = torch.arange(1, places + 1, device=normal_N.device)
-    key = _mix(normal_N.float().view(torch.int32).long() * _GOLDEN + (base - 2**64 if base >= 2**63 else base))
+    key = _keyed(normal_N.float().view(torch.int32).long(), base)
     bits = _mix(key[:, None] + lane * _GOLDEN)
     return ((bits >> 40) & (2**24 - 1)).float().mul_(2.0**-24)

@@ -22,7 +22,7 @@ import numpy as np
 from infra.errors import UserError
 from modalities import AnyModality, Attributes, Image
 from pipeline.corpora.corpus import Corpus, Entry, Listing, of_listing
-from pipeline.corpora.official import SPLITS, Picture, divided, in_tars, pixels, text
+from pipeline.corpora.official import SPLITS, Picture, divided, frame, in_tars, pixels, text
 from pipeline.description import named
 
 SIDE = 64
@@ -164,16 +164,9 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
     """The middle (64, 64, 3) of a picture whose short side is scaled to 64."""
     import cv2
 
-    height, width, top, left = frame(*picture.shape[:2])
+    height, width, top, left = frame(picture.shape[0], picture.shape[1], SIDE)
     small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     return small[top : top + SIDE, left : left + SIDE]
-
-
-def frame(height: int, width: int) -> tuple[int, int, int, int]:
-    """To which height and width a picture of these is scaled, and at which row and column of that its middle begins."""
-    scale = SIDE / min(height, width)
-    height, width = round(height * scale), round(width * scale)
-    return height, width, (height - SIDE) // 2, (width - SIDE) // 2
 
 
 CELEBA = Corpus(

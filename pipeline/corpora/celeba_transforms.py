@@ -26,9 +26,9 @@ import numpy as np
 from infra.errors import UserError
 from modalities import AnyModality, Image
 from pipeline.corpora import celeba, landmarks
-from pipeline.corpora.celeba import SIDE, frame, thumbnail
+from pipeline.corpora.celeba import SIDE, thumbnail
 from pipeline.corpora.corpus import Corpus, Entry, by_hash
-from pipeline.corpora.official import needed, pixels
+from pipeline.corpora.official import frame, needed, pixels
 
 COLOURS = celeba.MODALITIES["image"]
 GREY = Image(height=SIDE, width=SIDE, codec="jpg", quality=95, network="conv", hidden=(512,))
@@ -91,7 +91,7 @@ def load(entry: Entry) -> dict[str, np.ndarray]:
 
 def framed(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Points (N, 2), (across, down) in the pixels of a picture of this size, in those of its thumbnail."""
-    rows, columns, top, left = frame(height, width)
+    rows, columns, top, left = frame(height, width, SIDE)
     return (points + 0.5) * (columns / width, rows / height) - 0.5 - (left, top)
 
 

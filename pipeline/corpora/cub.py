@@ -39,6 +39,7 @@ from pipeline.corpora.corpus import Corpus, Entry, of_listing
 from pipeline.corpora.cub_files import ATTRIBUTES, Bird, read
 from pipeline.corpora.extractors import EXTRACTORS, extract
 from pipeline.corpora.official import Picture, divided, pixels
+from pipeline.description import model_file
 
 SIDE = 64
 WORDS, LENGTH = 1590, 32
@@ -187,7 +188,7 @@ def _weights(source: Path, extractor: str) -> str:
 
 def _opened(corpus: Corpus, extractor: str, source: Path) -> Corpus:
     loader = Loader(extractor, _weights(source, extractor))
-    return replace(corpus, load=loader, files={"caption.model": _listing(source).model}, opened=None)
+    return replace(corpus, load=loader, files={model_file("caption"): _listing(source).model}, opened=None)
 
 
 def _corpus(name: str, about: str, extractor: str = "") -> Corpus:

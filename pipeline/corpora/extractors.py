@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infra.errors import UserError
-from pipeline.corpora.official import needed
+from pipeline.corpora.official import frame, needed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,10 +65,8 @@ def _middle(picture: np.ndarray) -> np.ndarray:
     """The middle (224, 224, 3) of a picture whose short side is scaled to 224."""
     import cv2
 
-    scale = SIDE / min(picture.shape[:2])
-    height, width = (round(length * scale) for length in picture.shape[:2])
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    top, left = (height - SIDE) // 2, (width - SIDE) // 2
+    height, width, top, left = frame(picture.shape[0], picture.shape[1], SIDE)
+    how = cv2.INTER_AREA if min(picture.shape[:2]) > SIDE else cv2.INTER_CUBIC
     return cv2.resize(picture, (width, height), interpolation=how)[top : top + SIDE, left : left + SIDE]
 
 

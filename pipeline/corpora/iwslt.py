@@ -38,6 +38,7 @@ import numpy as np
 from infra.errors import UserError
 from modalities import Sentences
 from pipeline.corpora.corpus import Corpus, Entry, Values, by_hash
+from pipeline.description import model_file
 
 if TYPE_CHECKING:
     from pipeline.tokenizers import Tokenizer
@@ -109,7 +110,7 @@ def opened(source: Path) -> Corpus:
     entries = list(_tokenized(parts, split, tokenizers, cut))
     for language, modality in MODALITIES.items():
         notes.append(f"{language}: {cut[language]:,} sentences of more than {modality.length - 1} tokens are cut")
-    files = {f"{language}.model": model for language, model in models.items()}
+    files = {model_file(language): model for language, model in models.items()}
     said = [*_divided(parts, official, split), *notes]
     return replace(IWSLT, entries=lambda _: entries, notes=lambda _: said, files=files)
 

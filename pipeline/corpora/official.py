@@ -100,3 +100,11 @@ def needed(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise UserError(f"this corpus needs {module} ({error}): pip install 'pairstream[{extra}]'") from None
+
+
+def frame(height: int, width: int, side: int) -> tuple[int, int, int, int]:
+    """A picture of these, whose short side is scaled to `side`: its height and width then, and the row and column at
+    which its middle (side, side) begins."""
+    scale = side / min(height, width)
+    height, width = round(height * scale), round(width * scale)
+    return height, width, (height - side) // 2, (width - side) // 2

@@ -23,7 +23,7 @@ from pipeline.corpora.files.cells import (
     text,
 )
 from pipeline.corpora.files.settings import Asked, Classes, Flags, Numbers, Pictures, Words
-from pipeline.description import named
+from pipeline.description import model_file, named
 
 
 class Found(NamedTuple):
@@ -110,7 +110,7 @@ def _tokenized(name: str, asked: Asked, own: Words, rows: Rows) -> Found:
         f"{tokenizer.size:,} tokens learnt from the training texts; {cut:,} texts of more than {own.length - 1} are cut"
     )
     modality = asked.modality(vocabulary=tokenizer.size)
-    return Found(modality, ReadWords(tokenizer, own.length), note, {f"{name}.model": model})
+    return Found(modality, ReadWords(tokenizer, own.length), note, {model_file(name): model})
 
 
 def _vectors(asked: Asked, own: Numbers, folder: Path, rows: Rows) -> Found:
