@@ -7,11 +7,14 @@ laptop.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import sub
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,11 +126,19 @@ def _train(options: Options, directory: Path) -> int:
     for number in range(options.seeds):
         run = replace(options.run, seed=options.run.seed + number)
         place = directory if options.seeds == 1 else directory.with_name(f"{directory.name}-seed{run.seed}")
-        with _progress(run, place, quiet=not world.is_main) as on_step:
+        ends: list[float] = []
+        with _progress(run, place, quiet=not world.is_main) as shown:
+
+            def on_step(step: int, loss: float, ends: list[float] = ends, shown: Any = shown) -> None:
+                ends.append(time.perf_counter())
+                if shown:
+                    shown(step, loss)
+
             result = train(run, place, resume=options.resume, weights_from=_weights(options), on_step=on_step)
         results.append(result)
+        pace = _pace(ends)
         if world.is_main:
-            _report(result)
+            _report(result, pace)
         if result.status == "preempted":
             break
     if world.is_main:
@@ -136,7 +147,7 @@ def _train(options: Options, directory: Path) -> int:
             for name, (mean, deviation) in spread.items():
                 print(f"{name}: {mean:.4f} ± {deviation:.4f} over {len(results)} seeds")
         if options.json:
-            closing_json(_json(results, spread, world.size))
+            closing_json(_json(results, spread, world.size, pace))
     return REQUEUE if results[-1].status == "preempted" else 0
 
 
@@ -160,7 +171,12 @@ def _progress(run: Run, directory: Path, quiet: bool) -> Any:
     return training_progress(run.train.steps, directory)
 
 
-def _report(result: Result) -> None:
+def _pace(ends: list[float]) -> float:
+    """The median time in seconds from one step's end to the next; NaN where there are fewer than two."""
+    return statistics.median(map(sub, ends[1:], ends)) if len(ends) > 1 else math.nan
+
+
+def _report(result: Result, pace: float) -> None:
     for name, value in sorted(result.metrics.items()):
         print(f"  {name:<44} {value:.4f}")
     best = (
@@ -168,8 +184,9 @@ def _report(result: Result) -> None:
         if result.best
         else ""
     )
-    pace = f"after {result.seconds:.1f} s ({result.wait:.1%} of the loop waiting for data)"
-    print(f"{result.status} at step {result.step} {pace}: {result.directory}{best}")
+    step = f"{pace:.4f} s a step, " if math.isfinite(pace) else ""
+    took = f"after {result.seconds:.1f} s ({step}{result.wait:.1%} of the loop waiting for data)"
+    print(f"{result.status} at step {result.step} {took}: {result.directory}{best}")
     if result.status == "preempted":
         print(f"continue it with --resume --out {result.directory}")
 
@@ -181,12 +198,12 @@ def _spread(results: list[Result]) -> dict[str, tuple[float, float]]:
     return {n: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for n, v in values.items()}
 
 
-def _json(results: list[Result], spread: dict[str, tuple[float, float]], ranks: int) -> dict[str, Any]:
+def _json(results: list[Result], spread: dict[str, tuple[float, float]], ranks: int, pace: float) -> dict[str, Any]:
     last = results[-1]
     return {
         "run": last.directory, "status": last.status, "steps": last.step, "loss": last.loss, "ranks": ranks,
         "metrics": last.metrics, "best": last.best, "rows": last.rows, "seconds": round(last.seconds, 3),
-        "wait": round(last.wait, 4),
+        "seconds_per_step": round(pace, 5), "wait": round(last.wait, 4),
         "seeds": [{"run": r.directory, "metrics": r.metrics, "best": r.best} for r in results],
         "mean": {name: mean for name, (mean, _) in spread.items()},
         "sd": {name: deviation for name, (_, deviation) in spread.items()},

@@ -32,9 +32,9 @@ class Sentences(Tokens):
     length: int = 70
     """Tokens of the longest sentence, its end among them; for cnn a multiple of 8, 32 in the papers."""
     embedding: int = 256
-    """Features of a word; for cnn a multiple of 32. The papers have 256 for cnn, and Bowman et al. 353."""
+    """Features of a word; for cnn a multiple of 32, 256 in the papers. MVAE gives none for its recurrent networks."""
     hidden: int = 256
-    """Features of a recurrent network's states; Bowman et al. have 191. Of cnn: what it gives to an expert that sees
+    """Features of a recurrent network's states. Of cnn: what it gives to an expert that sees
     other modalities too, by a layer with ReLU (SVAE appendix F, which names no width)."""
     network: Literal["lstm", "gru", "cnn"] = "lstm"
     word_dropout: float = 0.0

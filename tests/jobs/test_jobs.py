@@ -78,6 +78,7 @@ def test_train_evaluate_and_train_from(here: Path, capsys: pytest.CaptureFixture
     assert main(["train", "digits", *SMALL, "--out", "runs/a", "--objective.k", "2", "--json"]) == 0
     trained = last_object(capsys)
     assert (trained["steps"], trained["status"]) == (10, "finished")
+    assert 0 < 9 * trained["seconds_per_step"] < trained["seconds"]
     assert (here / "runs/a/pictures/curves.png").stat().st_size > 10_000
     assert (here / "runs/a/pictures/cross_generations.png").stat().st_size > 10_000
     assert main(["evaluate", "a", "--json"]) == 0
