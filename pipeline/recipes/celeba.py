@@ -1,9 +1,10 @@
 """CelebA's faces at 64x64 with 18 of their attributes, or with five transformations: MVAE (Wu & Goodman, 2018).
 
     pairstream prepare celeba --source DIR      the official files of DIR -> data/celeba
-    pairstream train celeba                     100 epochs of the 162,770 official training rows: 21 h
+    pairstream train celeba                     100 epochs of the 162,770 official training rows: 23 h
 
-Hours are those of two CPU cores, the median of 12 steps extrapolated, without validation; no GPU was at hand.
+Hours are those of two CPU cores: `seconds_per_step` of `pairstream train NAME --steps 12 --json`, times the steps. No
+GPU was at hand.
 
 What to expect: not measured here at this length. The paper has log p(image) = -6236.9 nats by 100 importance samples
 (table 2), with batch normalisation where this has group normalisation (modalities/networks.py).
@@ -14,14 +15,14 @@ A), 100 latent dimensions (earlier version, section 4.4), a mini-DCGAN for image
 (section 4); the earlier version has 1, which is --objective.lambda.attributes 1. Data that are an excerpt get as many
 steps as the whole: give --steps for fewer.
 
-    pairstream train celeba19                   the same data, each attribute a modality of its own, k = 1: 28 h
+    pairstream train celeba19                   the same data, each attribute a modality of its own, k = 1: 29 h
 
 MVAE19 has log p(image) = -6236.1 nats (table 2). Its shards are celeba's: 18 modalities lie in one member. An
 attribute's network has one input (10,700,376 parameters of inference networks; the paper's 10,857,048 count 18 inputs
 each). The paper gives no weight of the single attributes: here it is 1.
 
     pairstream prepare celeba-transforms --source DIR
-    pairstream train celeba-transforms          six pictures of a face; 250 latent dimensions, k = 1 (section 6): 128 h
+    pairstream train celeba-transforms          six pictures of a face; 250 latent dimensions, k = 1 (section 6): 142 h
 
 The paper shows pictures of this one (figures 4 and 11 to 14) and no number.
 """

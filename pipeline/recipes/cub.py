@@ -6,8 +6,8 @@
     pairstream train cub-features               features of a pretrained network and captions: SVAE (appendix F.3)
     pairstream train cub-resnet                 the same with the papers' network, whose weights you bring
 
-On two CPU cores `cub` takes 2.4 h and `cub-features` 3.4 h (medians of 12 and 60 steps extrapolated, without
-validation; no GPU was at hand).
+On two CPU cores `cub` takes 2.6 h and `cub-features` 3.3 h: `seconds_per_step` of `pairstream train NAME --steps 12
+--json` (60), times the steps. No GPU was at hand.
 
 What to expect: not measured here at this length. The papers score by the CCA correlation of feature and caption: MMVAE
 has 0.263 for pairs from the prior, 0.104 from image to sentence and 0.135 back, the data 0.273 (MMVAE table 4), with

@@ -1,9 +1,10 @@
 """MNIST, BinaryMNIST and FashionMNIST as image and label, MultiMNIST as image and string: MVAE (Wu & Goodman, 2018).
 
     pairstream prepare mnist --source DIR       the four official files of DIR -> data/mnist
-    pairstream train mnist                      500 epochs of 50,000 rows: 1.4 h
+    pairstream train mnist                      500 epochs of 50,000 rows: 1.2 h
 
-Hours are those of two CPU cores, the median of 60 steps extrapolated, without validation; no GPU was at hand.
+Hours are those of two CPU cores: `seconds_per_step` of `pairstream train NAME --steps 60 --json`, times the steps. No
+GPU was at hand.
 
 What to expect: not measured here at this length. The paper has log p(image) = -90.6 nats by 1,000 importance samples
 (table 2) and predicts 0.968 of the labels with all pairs, 0.884 with 1 % of them (table 8; --pairing.view split
@@ -15,18 +16,18 @@ of the label is 1, as in the paper's earlier version (section 4.1); the publishe
 --objective.lambda.label 50.
 
     pairstream prepare fashion-mnist --source DIR
-    pairstream train fashion-mnist              the same, with a miniature DCGAN for the image (supplement A): 7.5 h
+    pairstream train fashion-mnist              the same, with a miniature DCGAN for the image (supplement A): 8.1 h
 
 Not measured here either. The paper has log p(image) = -232.5 nats (table 2) and predicts 0.947 of the labels with all
 pairs, 0.862 with 1 % of them (table 9); 3,742,976 parameters of inference networks.
 
     pairstream prepare binary-mnist --source DIR
-    pairstream train binary-mnist               MNIST's settings, for pixels that are 0 or 1: 1.5 h
+    pairstream train binary-mnist               MNIST's settings, for pixels that are 0 or 1: 1.7 h
 
 The paper has log p(image) = -86.0 nats (table 2).
 
     pairstream prepare multimnist --source DIR
-    pairstream train multimnist                 MNIST's settings with 100 latent dimensions (appendix A): 15 h
+    pairstream train multimnist                 MNIST's settings with 100 latent dimensions (appendix A): 18 h
 
 The paper has log p(image) = -152.8 nats (table 2) and predicts 0.529 of the digits of a string with all pairs (table
 10); 1,841,936 parameters of inference networks.

@@ -1,11 +1,12 @@
 """MNIST's digits cut into two or three parts, each a modality: SVAE (In Defense of Product-of-Experts, section 4).
 
     pairstream prepare mnist-split --source DIR
-    pairstream train mnist-split                SVAE, 200 epochs: 3.5 h; --model.system vaevae-b, vaevae-star
+    pairstream train mnist-split                SVAE, 200 epochs: 3.3 h; --model.system vaevae-b, vaevae-star
     pairstream prepare mnist-split3 --source DIR
-    pairstream train mnist-split3               SVAE, 50 epochs: 1.7 h
+    pairstream train mnist-split3               SVAE, 50 epochs: 1.9 h
 
-Hours are those of two CPU cores, the median of 60 steps extrapolated, without validation; no GPU was at hand.
+Hours are those of two CPU cores: `seconds_per_step` of `pairstream train NAME --steps 60 --json`, times the steps. No
+GPU was at hand.
 
 What to expect: not measured here at this length. An oracle reads the right digit off 0.948 of the pictures that SVAE
 makes of both halves, 0.872 off those made of the top half and 0.816 of the bottom half (table 1).
