@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import xxhash
 from pydantic import Field, TypeAdapter, ValidationError
 
 from infra.disk import write_whole
 from infra.errors import UserError, nearest
 from modalities import AnyModality
 from pipeline.settings import Engine, Model, Objective, Optim, Pairing, Tracking, Training, check
+
+ELSEWHERE = {"device", "threads", "workers", "compile", "zero_stage"}
+"""Fields of `engine` that change speed and memory, never the mathematics."""
+BESIDE = {"log_every", "checkpoint_every", "keep", "damage"}
+"""Fields of `train` that change what is written, never what is learnt."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,26 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
             section = section[name]
         section[last] = value
     return from_dict(values, f"recipe {run.recipe}")
+
+
+def identity(run: Run) -> str:
+    """What a run's result depends on, as 16 hexadecimal digits: all of its configuration but where it runs and where
+    its data lie and its record goes (their fingerprint says what the data are).
+
+    Values that are the defaults are left out, so that a field that later versions add changes no identity.
+    """
+    values = _schema().dump_python(
+        run,
+        mode="json",
+        by_alias=True,
+        exclude_defaults=True,
+        exclude={"data": True, "tracking": True, "engine": ELSEWHERE, "train": BESIDE},
+    )
+    values["modalities"] = [
+        [name, modality.kind, values["modalities"].get(name, {})] for name, modality in run.modalities.items()
+    ]
+    told = {key: value for key, value in values.items() if value != {}}
+    return xxhash.xxh3_64_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 
 def save(run: Run, path: Path) -> None:
