@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from infra.disk import write_whole
 from infra.errors import UserError, nearest
 from modalities import AnyModality
-from pipeline.settings import Engine, Model, Objective, Optim, Pairing, Tracking, Training, check
+from pipeline.settings import Engine, Examine, Model, Objective, Optim, Pairing, Tracking, Training, check
 
 ELSEWHERE = {"device", "threads", "workers", "compile", "zero_stage"}
 """Fields of `engine` that change speed and memory, never the mathematics."""
@@ -50,6 +50,7 @@ class Run:
     optim: Optim = field(default_factory=Optim)
     train: Training = field(default_factory=Training)
     engine: Engine = field(default_factory=Engine)
+    examine: Examine = field(default_factory=Examine)
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
@@ -62,6 +63,11 @@ class Run:
                 f"objective.lambda.{name}: there is no modality {name!r}" + nearest(name, list(self.modalities)),
             )
 
+        for name in self.examine.parts:
+            check(
+                name in self.modalities and self.modalities[name].kind == "image",
+                f"examine.parts: there is no image modality {name!r}" + nearest(name, list(self.modalities)),
+            )
         mixed = [share for _, share in self.mixed()]
         check(1 - sum(mixed) > 1e-9, f"mix: shares of {sum(mixed):g} in all leave nothing for {self.data}")
 
@@ -149,7 +155,7 @@ def identity(run: Run) -> str:
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        exclude={"data": True, "tracking": True, "engine": ELSEWHERE, "train": BESIDE},
+        exclude={"data": True, "tracking": True, "examine": True, "engine": ELSEWHERE, "train": BESIDE},
     )
     values["modalities"] = [
         [name, modality.kind, values["modalities"].get(name, {})] for name, modality in run.modalities.items()

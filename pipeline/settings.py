@@ -218,6 +218,17 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Examine:
+    """How a trained model is examined beside what its modalities tell."""
+
+    label: str = "label"
+    """The label of the data by which oracles and probes judge, whether or not the model knows it; where the data have
+    none of this name they go unjudged."""
+    parts: tuple[str, ...] = ()
+    """Images that are strips of one picture, from the top: an oracle sees the whole."""
+
+
+@dataclass(frozen=True)
 class Tracking:
     """Where MLflow keeps the record."""
 

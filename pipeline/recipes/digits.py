@@ -14,7 +14,7 @@ from __future__ import annotations
 from pipeline.config import Run
 from pipeline.corpora.digits import MODALITIES
 from pipeline.recipes.sweep import Sweep
-from pipeline.settings import Model, Objective, Optim, Pairing, Training
+from pipeline.settings import Examine, Model, Objective, Optim, Pairing, Training
 
 BOTH = "accuracy/label_given_top_bottom"
 TOP = "accuracy/label_given_top"
@@ -30,6 +30,7 @@ def digits() -> Run:
         model=Model(latent=32),
         objective=Objective(k=1, lambda_={"label": 1.0}, anneal=0.8, cross=0.1),
         optim=Optim(lr=2e-3),
+        examine=Examine(parts=("top", "bottom")),
         train=Training(batch=100, steps=1500, validate_every=150, checkpoint_every=500, best=f"val/{BOTH}"),
     )
 

@@ -24,9 +24,9 @@ from dataclasses import replace
 
 from modalities import AnyModality, Image, Modality
 from pipeline.config import Run
-from pipeline.corpora.mnist_split import MNIST_SPLIT, MNIST_SPLIT3
+from pipeline.corpora.mnist_split import HALVES, MNIST_SPLIT, MNIST_SPLIT3, THIRDS
 from pipeline.recipes.mnist import BATCH, EPOCH
-from pipeline.settings import Model, Optim, Training
+from pipeline.settings import Examine, Model, Optim, Training
 
 
 def mnist_split() -> Run:
@@ -37,6 +37,7 @@ def mnist_split() -> Run:
         modalities=_parts(MNIST_SPLIT.modalities),
         model=Model(latent=64, system="svae"),
         optim=Optim(lr=2e-4),
+        examine=Examine(parts=tuple(HALVES)),
         train=Training(
             batch=BATCH, steps=200 * EPOCH, log_every=100, validate_every=4 * EPOCH, checkpoint_every=2 * EPOCH
         ),
@@ -51,6 +52,7 @@ def mnist_split3() -> Run:
         recipe="mnist-split3",
         data="data/mnist-split3",
         modalities=_parts(MNIST_SPLIT3.modalities),
+        examine=Examine(parts=tuple(THIRDS)),
         train=replace(base.train, steps=50 * EPOCH, validate_every=EPOCH, checkpoint_every=EPOCH),
     )
 
