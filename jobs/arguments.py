@@ -20,7 +20,7 @@ from pipeline.config import Run
 T = TypeVar("T")
 FREE_ON_RESUME = (
     "engine.zero_stage", "engine.accumulate", "engine.device", "engine.threads", "engine.workers",
-    "tracking.", "train.keep", "train.checkpoint_every", "train.damage", "data",
+    "tracking.", "examine.", "train.keep", "train.checkpoint_every", "train.damage", "data",
 )  # fmt: skip
 """Fields that a resumed run may change: none of them changes what is computed."""
 

@@ -1,14 +1,18 @@
-"""pairstream evaluate RUN [--split test] [--ranks 2] [--json]
+"""pairstream evaluate RUN [--split test] [--samples 1000] [--checkpoint best] [--ranks 2] [--json]
 
-All metrics of a run's best checkpoint on a split: the joint ELBO and its parts in nats (λ = β = 1), and the accuracy of
-each label from every subset of the other modalities; with --samples also log-likelihoods and the variance of their log
-weights, by importance sampling. The numbers do not depend on the number of ranks.
+Every metric that a run's modalities and system define, of its best checkpoint on a split, each with its standard error
+over rows: the joint ELBO and its parts in nats (λ = β = 1), the accuracy of each label from every subset of the other
+modalities; with --samples also log-likelihoods and the variance of their log weights, by importance sampling. The
+numbers do not depend on the number of ranks.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from infra.distributed import is_worker, launch
 from jobs.arguments import closing_json, find_run, parse, split_name
@@ -22,6 +26,8 @@ class Options:
     samples: int = 0
     """Importance samples a row for log p(x_i), log p(X) and log p(x_i | x_j) (MVAE: 1000, CelebA 100); 0 leaves them
     out."""
+    checkpoint: Literal["best", "last"] = "best"
+    """best: the one that the run's own validation metric (train.best) picked. last: the end of training."""
     ranks: int = 1
     """Processes on this machine that share the work; at most one per core."""
     port: int = 0
@@ -42,11 +48,13 @@ def main(arguments: list[str]) -> int:
     from infra.distributed import start
     from pipeline.evaluate.run import evaluate_run
 
-    result = evaluate_run(directory, options.split, samples=options.samples)
+    result = evaluate_run(directory, options.split, samples=options.samples, which=options.checkpoint)
     if start().is_main:
         print(f"{directory} at step {result.step}, split {options.split}")
-        for metric, value in sorted(result.metrics.items()):
-            print(f"  {metric:<46} {value:.4f}")
+        for metric, score in sorted(result.scores.items()):
+            spread = "" if math.isnan(score.error) else f"± {score.error:.4f}"
+            print(f"  {metric:<52} {score.value:>12.4f} {spread}")
         if options.json:
-            closing_json(result)
+            told = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+            closing_json(told | {"metrics": result.metrics})
     return 0

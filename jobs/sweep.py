@@ -283,7 +283,7 @@ def _trial(settings: dict[str, Any]) -> None:
         identity=f"{settings['identity']}/{settings['name']}", parent=settings["identity"],
     )  # fmt: skip
     best = result.best or {}
-    evaluation = evaluate_run(directory, "test", run)
+    evaluation = evaluate_run(directory, "test", run, studies=())
     final = {**result.metrics, **evaluation.metrics, best["metric"]: best["value"]}
     tune.report({**final, "step": result.step, "pairs": result.rows.get("complete", result.rows.get("declared", 0))})
 

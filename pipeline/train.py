@@ -124,7 +124,8 @@ def train(
                 record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, ahead, step))
             save = _due(progress.step, run.train.checkpoint_every, run.train.steps)
             if _due(progress.step, run.train.validate_every, run.train.steps):
-                metrics = evaluate(engine.module, model, run, manifest, "val", world)
+                scores = evaluate(engine.module, model, run, manifest, "val", world)
+                metrics = {name: score.value for name, score in scores.items()}
                 record.metrics(progress.step, metrics)
                 save |= progress.validated(run.train, metrics, switch_step(run))
                 asked = report is not None and world.is_main and report(progress.step, metrics)

@@ -1,29 +1,29 @@
-"""Metrics on a split. Every one is a sum with a count, so it is the same on any number of ranks."""
+"""Metrics on a split. Every one is a mean over rows, kept as sums, so it is the same on any number of ranks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infra.distributed import World
 from pipeline.batch import Batch
 from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.evaluate.classification import accuracy_names, label_accuracy
-from pipeline.evaluate.importance import importance_sampled
 from pipeline.evaluate.likelihood import elbo
+from pipeline.evaluate.scored import Scored, of_sums
 from pipeline.evaluate.tokens import token_names, tokens_per_text
 from pipeline.manifest import Manifest
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import family_of
 from pipeline.stream import in_order, rows_for_rank
 
-Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], tuple[dict[str, float], dict[str, float]]]
-"""Sums and counts of metrics over the rows of a batch."""
+Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], dict[str, Tensor]]
+"""Metrics of each row of a batch, (B,); NaN where a row does not count."""
 
 
 def metric_names(run: Run, split: str) -> list[str]:
@@ -49,32 +49,23 @@ def evaluate(
     manifest: Manifest,
     split: str,
     world: World,
-    samples: int = 0,
-) -> dict[str, float]:
-    """All metrics that the modalities define, on one split, named `SPLIT/…`. Collective.
+    measures: Sequence[Measure] = (elbo, label_accuracy, tokens_per_text),
+) -> dict[str, Scored]:
+    """The metrics of `measures` on one split, named `SPLIT/…`, those that any row can answer. Collective.
 
-    `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1. With
-    `samples` also the log-likelihoods by as many importance samples a row.
+    `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1.
     """
     was_training = model.training
     model.eval()
-    sums: defaultdict[str, float] = defaultdict(float)
-    counts: defaultdict[str, float] = defaultdict(float)
-    measures: list[Measure] = [
-        elbo,
-        label_accuracy,
-        tokens_per_text,
-        *([partial(importance_sampled, samples=samples)] if samples else []),
-    ]
+    totals: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     for batch in batches(run, manifest, split, world):
         for measure in measures:
-            more, rows = measure(module, model, run, batch)
-            for name, value in more.items():
-                sums[name] += value
-                counts[name] += rows[name]
+            for name, told in measure(module, model, run, batch).items():
+                values = told.double().cpu().numpy()
+                counted = values[~np.isnan(values)]
+                totals[name] += counted.sum(), np.square(counted).sum(), len(counted)
     model.train(was_training)
-    names = sorted(sums)
-    totals = world.sum([float(sums[name]) for name in names] + [float(counts[name]) for name in names])
-    return {
-        f"{split}/{name}": totals[i] / totals[len(names) + i] for i, name in enumerate(names) if totals[len(names) + i]
-    }
+    names = sorted(totals)
+    summed = world.sum(np.concatenate([totals[name] for name in names]).tolist() if names else [])
+    scores = {f"{split}/{name}": of_sums(*summed[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
+    return {name: score for name, score in scores.items() if score.count}

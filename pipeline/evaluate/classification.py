@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modalities import Label
 from pipeline.batch import Batch, on_device
 from pipeline.config import Run
+from pipeline.experts import Mixture
 from pipeline.model import MultimodalVAE
+from pipeline.noise import normal, uniform
 from pipeline.objectives.systems import family_of
 from pipeline.posteriors import generates
 
@@ -19,9 +22,9 @@ MOST_SUBSETS = 16
 """With many modalities: the single ones and all together, not the 2^M subsets."""
 
 
-def metric_name(label: str, given: tuple[str, ...]) -> str:
+def metric_name(label: str, given: tuple[str, ...], kind: str = "accuracy") -> str:
     """accuracy/label_given_top_bottom"""
-    return f"accuracy/{label}_given_{'_'.join(given)}"
+    return f"{kind}/{label}_given_{'_'.join(given)}"
 
 
 def subsets(names: list[str]) -> list[tuple[str, ...]]:
@@ -48,26 +51,45 @@ def questions(run: Run) -> list[tuple[str, tuple[str, ...]]]:
     return [(label, given) for label, given in asked if generates(family, names, label, frozenset(given))]
 
 
-def label_accuracy(
-    module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums and counts per label and subset: argmax p(label | z) at the mean of q(z | subset).
+def label_accuracy(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> dict[str, Tensor]:
+    """Per label and subset whether each row is right, 0 or 1, (B,): argmax p(label | z) at the mean of q(z | subset).
 
-    Only rows count that have the label and all of the subset.
+    Rows that lack the label or a part of the subset are NaN.
     """
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    names = list(model.modalities)
-    counted = (batch.weight_B > 0).cpu().numpy()
-    for label, given in questions(run):
-        truth = torch.zeros(len(batch), dtype=torch.int64, device=batch.row_B.device)
-        rows = batch.rows_of[label]
-        if len(rows):
-            truth[on_device(rows, truth.device)] = batch.values[label]
-        wanted = batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1) & counted
-        shown = batch.only(frozenset(given))
-        predicted = model.decode(label, model.posterior(shown).mu, shown).argmax(1)
-        right = (predicted == truth).cpu().numpy() & wanted
-        name = metric_name(label, given)
-        sums[name], counts[name] = float(np.sum(right)), float(np.sum(wanted))
-    return sums, counts
+    return {metric_name(*asked): _right(model, run, batch, *asked, _most_likely) for asked in questions(run)}
+
+
+def sampled_accuracy(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> dict[str, Tensor]:
+    """The same as `sampled/…` of a label drawn from p(label | z) at a z drawn from q(z | subset) (MVAE figure 9)."""
+    return {metric_name(*asked, kind="sampled"): _right(model, run, batch, *asked, _drawn) for asked in questions(run)}
+
+
+def _most_likely(model: MultimodalVAE, run: Run, shown: Batch, label: str) -> Tensor:
+    return model.decode(label, model.posterior(shown).mu, shown).argmax(1)
+
+
+def _drawn(model: MultimodalVAE, run: Run, shown: Batch, label: str) -> Tensor:
+    posterior = model.posterior(shown)
+    width = posterior.noise if isinstance(posterior, Mixture) else model.latent
+    z = posterior.sample(normal(run.seed, f"sampled {label}", shown.row_B, 1, width))[0]
+    log_p = model.decode(label, z, shown).float().log_softmax(1)
+    # Gumbel's trick: the largest of log-probabilities with such noise is a draw from them
+    noise = uniform(normal(run.seed, f"drawn {label}", shown.row_B, 1, 1).flatten(), label, log_p.shape[1])
+    return (log_p - (-noise.clamp(2.0**-25, 1 - 2.0**-24).log()).log()).argmax(1)
+
+
+def _right(
+    model: MultimodalVAE,
+    run: Run,
+    batch: Batch,
+    label: str,
+    given: tuple[str, ...],
+    predict: Callable[[MultimodalVAE, Run, Batch, str], Tensor],
+) -> Tensor:
+    names, device = list(model.modalities), batch.row_B.device
+    truth = torch.zeros(len(batch), dtype=torch.int64, device=device)
+    if len(batch.rows_of[label]):
+        truth[on_device(batch.rows_of[label], device)] = batch.values[label]
+    asked = np.asarray(batch.present_BM[:, [names.index(name) for name in (label, *given)]].all(1))
+    right = (predict(model, run, batch.only(frozenset(given)), label) == truth).float()
+    return torch.where(on_device(asked, device) & (batch.weight_B > 0), right, torch.nan)

@@ -6,8 +6,8 @@ All in nats, with λ = β = 1 and with -log K. Shape legend: K samples, B rows, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -55,12 +55,7 @@ def log_likelihood(
 
     `given` may be any subset of the modalities; where it is empty, samples come from the prior.
     """
-    weights = torch.cat(list(_log_weights(model, batch, wanted, given, samples, seed)))
-    log_p = torch.logsumexp(weights, 0) - math.log(samples)
-    there = on_device(_has(batch, wanted | given), log_p.device)
-    nothing = torch.full_like(log_p, torch.nan)
-    variance = weights.var(0) if samples > 1 else nothing
-    return Estimate(torch.where(there, log_p, nothing), torch.where(there, variance, nothing))
+    return _weights(model, batch, wanted, given, samples, seed).of(batch, wanted)
 
 
 @torch.no_grad()
@@ -97,53 +92,93 @@ def _given(joint: Estimate, marginal: Estimate) -> Estimate:
 
 def importance_sampled(
     module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch, samples: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums and counts of `log_p/…` and `log_weight_variance/…` over rows that have what is asked for.
+) -> dict[str, Tensor]:
+    """`log_p/…` and `log_weight_variance/…` of each row (B,); NaN where it lacks what is asked for.
 
     Each modality from its own posterior, all of them from the joint one (`log_p/all`), and with at most MANY modalities
-    each given each other (`log_p/X_given_Y`), p(y) being estimated from five times as many samples of the prior. A
-    model with conditions has a likelihood of what it generates given these, and no other.
+    each given each other (`log_p/X_given_Y`, from q(z | y)), p(y) being estimated from five times as many samples of
+    the prior. The same from other posteriors is named after these: `log_p/X.by_all` (MVAE table 6), `log_p/all.by_X`
+    (tables 2 and 3); with more modalities the first and the joint posterior serve for that. A model with conditions has
+    a likelihood of what it generates given these, and no other.
     """
-    sums, counts = {}, {}
+    told = {}
     for name, estimate in _estimates(model, batch, samples, run.seed).items():
-        there = ~estimate.log_p_B.isnan()
-        for metric, values in (("log_p", estimate.log_p_B), ("log_weight_variance", estimate.variance_B)):
-            if metric == "log_p" or samples > 1:
-                sums[f"{metric}/{name}"], counts[f"{metric}/{name}"] = float(values[there].sum()), float(there.sum())
-    return sums, counts
+        told[f"log_p/{name}"] = estimate.log_p_B
+        if samples > 1:
+            told[f"log_weight_variance/{name}"] = estimate.variance_B
+    return told
 
 
 def _estimates(model: MultimodalVAE, batch: Batch, samples: int, seed: int) -> dict[str, Estimate]:
     names = list(model.modalities)
+    everything = frozenset(names)
     if model.family.conditions:
-        (first,), everything = model.generated, frozenset(names)
+        (first,) = model.generated
         title = "_".join([first, "given", *model.family.conditions])
         return {title: log_likelihood(model, batch, frozenset([first]), everything, samples, seed)}
-    asked = {name: frozenset([name]) for name in names} | {"all": frozenset(names)}
-    estimates = {name: log_likelihood(model, batch, them, them, samples, seed) for name, them in asked.items()}
-    for given in names if 1 < len(names) <= MANY else ():
-        marginal = _from_prior(model, batch, asked[given], 5 * samples, seed)  # the same whatever is wanted
-        for wanted in (name for name in names if name != given):
-            joint = log_likelihood(model, batch, asked[wanted] | asked[given], asked[given], samples, seed)
-            estimates[f"{wanted}_given_{given}"] = _given(joint, marginal)
+    few = len(names) <= MANY
+    estimates = {}
+    marginals = {}
+    if len(names) > 1 and few:  # the same whatever is wanted, and from whatever posterior
+        marginals = {name: _from_prior(model, batch, frozenset([name]), 5 * samples, seed) for name in names}
+    for source in [*names, "all"] if len(names) > 1 else names:
+        given = everything if source == "all" else frozenset([source])
+        answers = few or source in (names[0], "all")  # more than its own modality
+        weights = _weights(model, batch, everything if answers else given, given, samples, seed)
+        for name in names if answers else [source]:
+            estimates[_by(name, name, source)] = weights.of(batch, frozenset([name]))
+        if answers and len(names) > 1:
+            estimates[_by("all", "all", source)] = weights.of(batch, everything)
+        for one, other in permutations(names, 2) if few else ():
+            if source in (one, other, "all"):
+                joint = weights.of(batch, frozenset([one, other]))
+                estimates[_by(f"{one}_given_{other}", other, source)] = _given(joint, marginals[other])
+    if "all" not in estimates:  # of one modality
+        estimates["all"] = estimates[names[0]]
     return estimates
 
 
-def _log_weights(
+def _by(title: str, usual: str, source: str) -> str:
+    return title if source == usual else f"{title}.by_{source}"
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What log weights are made of, from K samples of one posterior."""
+
+    likely_KBM: Tensor
+    """log p(x_m | z); 0 where it was not asked for, or the row lacks it."""
+    density_KB: Tensor
+    """log p(z) - log q(z | x_given)."""
+    given: frozenset[str]
+
+    def of(self, batch: Batch, wanted: frozenset[str]) -> Estimate:
+        """The likelihood of these modalities."""
+        columns = [column for column, name in enumerate(batch.values) if name in wanted]
+        weights = self.likely_KBM[:, :, columns].sum(2) + self.density_KB
+        log_p = torch.logsumexp(weights, 0) - math.log(len(weights))
+        there = on_device(_has(batch, wanted | self.given), log_p.device)
+        nothing = torch.full_like(log_p, torch.nan)
+        variance = weights.var(0) if len(weights) > 1 else nothing
+        return Estimate(torch.where(there, log_p, nothing), torch.where(there, variance, nothing))
+
+
+def _weights(
     model: MultimodalVAE, batch: Batch, wanted: frozenset[str], given: frozenset[str], samples: int, seed: int
-) -> Iterator[Tensor]:
-    """log p(x_wanted | z) + log p(z) - log q(z | x_given), some samples at a time: (k, B)."""
+) -> _Weights:
     device = batch.row_B.device
     prior = model.prior(device).map(lambda tensor: tensor.expand(len(batch), -1))
     posterior = model.posterior(batch.only(given)) if given else prior
     width = posterior.noise if isinstance(posterior, Mixture) else model.latent
     asked = np.array([name in wanted and name in model.generated for name in batch.values]) & batch.present_BM
+    likely, density = [], []
     for part in range(-(-samples // PART)):
         count = min(PART, samples - part * PART)
         noise = normal(seed, f"importance {part}", batch.row_B, PART, width)[:count]
         z = posterior.sample(noise)
-        log_likelihood_KBM, _ = model.decode_all(batch, z, np.broadcast_to(asked, (count, *asked.shape)))
-        yield log_likelihood_KBM.sum(2) + prior.log_prob(z) - posterior.log_prob(z)
+        likely.append(model.decode_all(batch, z, np.broadcast_to(asked, (count, *asked.shape)))[0])
+        density.append(prior.log_prob(z) - posterior.log_prob(z))
+    return _Weights(torch.cat(likely), torch.cat(density), given)
 
 
 def _has(batch: Batch, names: frozenset[str]) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from modalities.text import Tokens, after_end
 from pipeline.batch import Batch, on_device
@@ -15,16 +16,13 @@ def token_names(run: Run) -> list[str]:
     return [f"tokens.{name}" for name, modality in run.modalities.items() if isinstance(modality, Tokens)]
 
 
-def tokens_per_text(
-    module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums and counts of `tokens.MODALITY`: the tokens of a text, its end counted, over the rows that have one."""
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+def tokens_per_text(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> dict[str, Tensor]:
+    """`tokens.MODALITY` of each row (B,): the tokens of its text, its end counted; NaN where it has none."""
+    told: dict[str, Tensor] = {}
     for metric in token_names(run):
         name = metric.removeprefix("tokens.")
         rows = batch.rows_of[name]
-        counted = batch.weight_B.index_select(0, on_device(rows, batch.weight_B.device)) > 0
+        told[metric] = torch.full((len(batch),), torch.nan, device=batch.weight_B.device)
         tokens = (~after_end(batch.values[name][: len(rows)])).sum(1)
-        sums[metric], counts[metric] = float(tokens[counted].sum()), float(counted.sum())
-    return sums, counts
+        told[metric][on_device(rows, batch.weight_B.device)] = tokens.float()
+    return told

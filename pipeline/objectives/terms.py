@@ -78,6 +78,30 @@ def metrics(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[dict[
 
     They stay on the device, so that a step need not wait for them.
     """
+    recon_BM, kl_B, counted_BM = _joint(scores, plan, batch)
+    recon_M, kl, rows = recon_BM.sum(0), kl_B.sum(), counted_BM.any(1).sum()
+    sums = {"elbo": recon_M.sum() - kl, "kl": kl}
+    counts = {"elbo": rows, "kl": rows}
+    for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0), strict=True):
+        sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, present
+    return sums, counts
+
+
+def row_metrics(scores: Scores | Densities, plan: Plan, batch: Batch) -> dict[str, Tensor]:
+    """The same of each row, (B,): NaN where it has none, and -inf where the model's own number is none."""
+    recon_BM, kl_B, counted_BM = _joint(scores, plan, batch)
+
+    def told(values: Tensor, counted: Tensor) -> Tensor:
+        return torch.where(counted, values.nan_to_num(-torch.inf), torch.nan)
+
+    rows = counted_BM.any(1)
+    joint = {"elbo": told(recon_BM.sum(1) - kl_B, rows), "kl": told(kl_B, rows)}
+    parts = zip(batch.values, recon_BM.T, counted_BM.T, strict=True)
+    return joint | {f"recon.{name}": told(recon, counted) for name, recon, counted in parts}
+
+
+def _joint(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the joint ELBO the reconstructions (B, M) and the KL (B,), zeros where they do not count; and which do."""
     if isinstance(scores, Densities):
         scores = averaged(scores, plan)
     device, terms = scores.kl_TB.device, 1 if plan.joint_TB is None else len(plan.joint_TB)
@@ -86,15 +110,9 @@ def metrics(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[dict[
     counted_BM = on_device(np.asarray(wanted_TBM.any(0)), device) & (batch.weight_B > 0)[:, None]
     share = on_device(share_TB, device, torch.float32)
     likely_TBM = torch.where(on_device(wanted_TBM, device), scores.log_likelihood_TBM[:terms], 0.0)
-    recon_M = torch.where(counted_BM, (share[:, :, None] * likely_TBM).sum(0), 0.0).sum(0)
+    recon_BM = torch.where(counted_BM, (share[:, :, None] * likely_TBM).sum(0), 0.0)
     divergence_TB = torch.where(share > 0, share * scores.kl_TB[:terms], 0.0)
-    kl = torch.where(counted_BM.any(1), divergence_TB.sum(0), 0.0).sum()
-    rows = counted_BM.any(1).sum()
-    sums = {"elbo": recon_M.sum() - kl, "kl": kl}
-    counts = {"elbo": rows, "kl": rows}
-    for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0), strict=True):
-        sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, present
-    return sums, counts
+    return recon_BM, torch.where(counted_BM.any(1), divergence_TB.sum(0), 0.0), counted_BM
 
 
 def beta_at(objective: Objective, step: int, steps: int) -> float:

@@ -195,7 +195,7 @@ def test_a_damaged_file_is_one_sentence(text: str, tmp_path: Path) -> None:
 
 def test_frozen() -> None:
     sections = [RUN, *(getattr(RUN, f.name) for f in fields(RUN) if is_dataclass(getattr(RUN, f.name)))]
-    assert len(sections) == 8
+    assert len(sections) == 9
     for section in sections:
         with pytest.raises(FrozenInstanceError):
             setattr(section, fields(section)[0].name, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import sem
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
@@ -17,8 +18,8 @@ from modalities import Image, Label
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.corpora.corpus import Entry
-from pipeline.evaluate import evaluate, metric_names
-from pipeline.evaluate.classification import accuracy_names, label_accuracy, subsets
+from pipeline.evaluate import Measure, evaluate, metric_names
+from pipeline.evaluate.classification import accuracy_names, label_accuracy, sampled_accuracy, subsets
 from pipeline.evaluate.likelihood import elbo
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.model import MultimodalVAE
@@ -69,13 +70,18 @@ def world(rank: int = 0, size: int = 1) -> Rank:
     return Rank(rank, size, 0, torch.device("cpu"))
 
 
+def values(model: MultimodalVAE, run: Run, manifest: Manifest) -> dict[str, float]:
+    scores = evaluate(model, model, run, manifest, "val", world())
+    return {name: score.value for name, score in scores.items()}
+
+
 def sized(batch: int) -> Run:
     return replace(RUN, train=Training(batch=batch))
 
 
 def test_the_batch_size_changes_nothing(manifest: Manifest) -> None:
     model = small_model(KINDS)
-    results = [evaluate(model, model, sized(batch), manifest, "val", world()) for batch in (7, 100, 1000, ROWS, 1)]
+    results = [values(model, sized(batch), manifest) for batch in (7, 100, 1000, ROWS, 1)]
     assert sorted(results[0]) == sorted(metric_names(RUN, "val"))
     for result in results[1:]:
         assert result == pytest.approx(results[0], rel=1e-6)  # sums of float32, in another order
@@ -129,8 +135,11 @@ def test_elbo_is_that_of_each_row_by_itself(manifest: Manifest) -> None:
                 recon += float(likelihood)
             sums["kl"].append(kl)
             sums["elbo"].append(recon - kl)
-    for name, values in sums.items():
-        assert result[f"val/{name}"] == pytest.approx(np.mean(values), rel=1e-5), name
+    for name, numbers in sums.items():
+        score = result[f"val/{name}"]
+        assert score.value == pytest.approx(np.mean(numbers), rel=1e-5), name
+        assert score.error == pytest.approx(sem(numbers), rel=1e-4), name
+        assert score.count == len(numbers), name
 
 
 def test_weights_and_mode_are_left_as_they_were(manifest: Manifest) -> None:
@@ -153,27 +162,35 @@ def test_a_split_of_one_kind_of_row_has_no_other_metric(tmp_path: Path) -> None:
     assert sorted(result) == ["val/elbo", "val/kl", "val/recon.label"]
 
 
+def totals(measure: Measure, model: MultimodalVAE, batch: Batch, run: Run = RUN) -> tuple[dict, dict]:
+    """Sums and counts of what a measure says of each row."""
+    told = measure(model, model, run, batch)
+    return (
+        {name: float(rows.nansum()) for name, rows in told.items()},
+        {name: int((~rows.isnan()).sum()) for name, rows in told.items()},
+    )
+
+
 @torch.no_grad()
 def test_elbo_of_halves_adds_up_and_padding_counts_nothing() -> None:
     model = small_model(KINDS)
     present = patterns(12, 3, 5)
     present[3] = True
-    whole, counts = elbo(model, model, RUN, batch_of(KINDS, present))
+    whole, counts = totals(elbo, model, batch_of(KINDS, present))
     padded = batch_of(KINDS, np.concatenate([present, np.zeros((4, 3), bool)]), numbers=[*range(12), 0, 1, 2, 3])
     weightless = batch_of(KINDS, np.concatenate([present, present[:4]]), [*present.any(1), 0, 0, 0, 0])
     for batch in (padded, weightless):
-        assert elbo(model, model, RUN, batch)[1] == counts
-        assert elbo(model, model, RUN, batch)[0] == pytest.approx(whole, rel=1e-6)
-        right, asked = label_accuracy(model, model, RUN, batch)
-        assert (right, asked) == label_accuracy(model, model, RUN, batch_of(KINDS, present))
+        assert totals(elbo, model, batch)[1] == counts
+        assert totals(elbo, model, batch)[0] == pytest.approx(whole, rel=1e-6)
+        assert totals(label_accuracy, model, batch) == totals(label_accuracy, model, batch_of(KINDS, present))
     halves = [
-        measure(model, model, RUN, batch_of(KINDS, present[rows], numbers=range(12)[rows]))
+        totals(measure, model, batch_of(KINDS, present[rows], numbers=range(12)[rows]))
         for measure in (elbo, label_accuracy)
         for rows in (slice(0, 5), slice(5, 12))
     ]
     for first, second, together in (
         (halves[0], halves[1], (whole, counts)),
-        (halves[2], halves[3], label_accuracy(model, model, RUN, batch_of(KINDS, present))),
+        (halves[2], halves[3], totals(label_accuracy, model, batch_of(KINDS, present))),
     ):
         for part in (0, 1):
             added = {name: first[part][name] + second[part][name] for name in together[part]}
@@ -229,7 +246,7 @@ def one_hot_batch(present: np.ndarray) -> Batch:
 
 
 def accuracies(model: MultimodalVAE, present: np.ndarray) -> dict[str, tuple[float, float]]:
-    sums, counts = label_accuracy(model, model, RIGGED_RUN, one_hot_batch(present))
+    sums, counts = totals(label_accuracy, model, one_hot_batch(present), RIGGED_RUN)
     assert set(sums) == set(counts) == set(accuracy_names(RIGGED_RUN))
     return {name.removeprefix("accuracy/label_given_"): (sums[name], counts[name]) for name in sums}
 
@@ -269,3 +286,21 @@ def test_which_subsets_are_asked() -> None:
     assert subsets([]) == []
     assert accuracy_names(replace(RUN, modalities={"label": Label(3)})) == []
     assert len(accuracy_names(RUN)) == 6  # two labels, each from three subsets of the others
+
+
+@torch.no_grad()
+def test_drawn_labels_are_right_as_often_as_they_are_likely() -> None:
+    """A z and a label drawn with p(label | z) = 1/2 and 1/2: half of them right; sure of themselves: as the argmax."""
+    rows = 4000
+    torn = rigged(right, right)
+    torn.decoders["label"] = Says(lambda z: torch.stack([z[:, 0] * 0, z[:, 0] * 0, z[:, 0] - 99, z[:, 0] - 99], 1))
+    batch = one_hot_batch(np.ones((rows, 3), bool))
+    drawn = sampled_accuracy(torn, torn, RIGGED_RUN, batch)["sampled/label_given_a"]
+    by_class = drawn.view(-1, 4).mean(0)
+    assert by_class[:2].tolist() == pytest.approx([0.5, 0.5], abs=4 * 0.5 / np.sqrt(rows / 4))
+    assert by_class[2:].tolist() == [0, 0]
+    sure = rigged(right, right)
+    sure.encoders["a"], sure.encoders["b"] = Says(lambda x: 200 * x, 9.0), Says(right, 5.0)
+    assert sampled_accuracy(sure, sure, RIGGED_RUN, batch)["sampled/label_given_a"].mean() == 1
+    few = sampled_accuracy(torn, torn, RIGGED_RUN, one_hot_batch(np.ones((9, 3), bool)))
+    assert torch.equal(drawn[:9], few["sampled/label_given_a"])
