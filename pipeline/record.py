@@ -134,6 +134,7 @@ class Record:
         tags = {
             "pairstream.recipe": self.run.recipe,
             "pairstream.directory": str(self.directory),
+            "pairstream.configuration": config.identity(self.run),
             "pairstream.data": " ".join(manifest.fingerprint for manifest in self.manifests),
             "pairstream.ranks": str(self.world.size),
             "system.host": platform.node(),

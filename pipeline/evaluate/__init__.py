@@ -15,6 +15,7 @@ from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.evaluate.classification import accuracy_names, label_accuracy
 from pipeline.evaluate.likelihood import elbo
+from pipeline.evaluate.precision import precision_names, precision_shares
 from pipeline.evaluate.scored import Scored, of_sums
 from pipeline.evaluate.tokens import token_names, tokens_per_text
 from pipeline.manifest import Manifest
@@ -24,12 +25,21 @@ from pipeline.stream import in_order, rows_for_rank
 
 Measure = Callable[[nn.Module, MultimodalVAE, Run, Batch], dict[str, Tensor]]
 """Metrics of each row of a batch, (B,); NaN where a row does not count."""
+OFTEN: tuple[Measure, ...] = (elbo, label_accuracy, tokens_per_text, precision_shares)
+"""What is measured while a model is trained."""
 
 
 def metric_names(run: Run, split: str) -> list[str]:
     """The metrics that `evaluate` gives for a run's modalities and system."""
     made = [name for name in run.modalities if name not in family_of(run).conditions]
-    names = ["elbo", "kl", *(f"recon.{name}" for name in made), *accuracy_names(run), *token_names(run)]
+    names = [
+        "elbo",
+        "kl",
+        *(f"recon.{name}" for name in made),
+        *accuracy_names(run),
+        *token_names(run),
+        *precision_names(run),
+    ]
     return [f"{split}/{name}" for name in names]
 
 
@@ -49,7 +59,7 @@ def evaluate(
     manifest: Manifest,
     split: str,
     world: World,
-    measures: Sequence[Measure] = (elbo, label_accuracy, tokens_per_text),
+    measures: Sequence[Measure] = OFTEN,
 ) -> dict[str, Scored]:
     """The metrics of `measures` on one split, named `SPLIT/…`, those that any row can answer. Collective.
 

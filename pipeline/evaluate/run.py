@@ -21,13 +21,11 @@ from infra.tracking import Tracker
 from pipeline import config
 from pipeline.config import Run
 from pipeline.data import check_data
-from pipeline.evaluate import Measure, evaluate
-from pipeline.evaluate.classification import label_accuracy, sampled_accuracy
+from pipeline.evaluate import OFTEN, Measure, evaluate
+from pipeline.evaluate.classification import sampled_accuracy
 from pipeline.evaluate.importance import importance_sampled
-from pipeline.evaluate.likelihood import elbo
 from pipeline.evaluate.scored import Scored
 from pipeline.evaluate.subject import Subject
-from pipeline.evaluate.tokens import tokens_per_text
 from pipeline.record import destination, training_lock
 from pipeline.train import build, load_weights
 
@@ -100,7 +98,7 @@ def evaluate_run(
     is not the data that the run was trained on.
     """
     subject = subject_of(directory, split, run, which)
-    measures: list[Measure] = [elbo, label_accuracy, sampled_accuracy, tokens_per_text]
+    measures: list[Measure] = [*OFTEN, sampled_accuracy]
     if samples:
         measures.append(partial(importance_sampled, samples=samples))
     model, world = subject.model, subject.world
