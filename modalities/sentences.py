@@ -24,9 +24,10 @@ class Sentences(Tokens):
     """A sentence: the unknown token or words from 3, then ends only.
 
     A recurrent decoder is autoregressive, p(x|z) = Π_t p(x_t | x_<t, z): `decoder(z_BZ, value_BL, uniform_BL)` gives
-    the log-probability (B, L) of each token of the value, the parameters that `log_likelihood` takes. Where training
-    gives numbers in [0, 1), those below `word_dropout` drop their word from what the decoder reads. `decoder(z_BZ)`
-    writes a sentence (B, L), the likeliest word after the likeliest word, and `decoder.write` can sample.
+    the log-probability (B, L) of each token of the value up to its end, the parameters that `log_likelihood` takes.
+    Where training gives numbers in [0, 1), those below `word_dropout` drop their word from what the decoder reads.
+    `decoder(z_BZ)` writes a sentence (B, L), the likeliest word after the likeliest word, and `decoder.write` can
+    sample.
     """
 
     length: int = 70
