@@ -58,6 +58,14 @@ class Image(Independent):
     """The standard deviation of gaussian, the diversity b of laplace, in units of white; bernoulli has none."""
     activation: Literal["swish", "relu"] = "swish"
     """What follows each hidden layer of network mlp: MVAE's, or SVAE's and MMVAE's; other networks have their own."""
+    shift: float = 0.0
+    """Training moves each picture by up to so many pixels along either side; 0, like the next three: not at all."""
+    rotate: float = 0.0
+    """Training turns each picture by up to so many degrees."""
+    zoom: float = 0.0
+    """Training shrinks and enlarges each picture by up to this share of its size, 0 to below 1."""
+    shear: float = 0.0
+    """Training moves the columns of each picture's top against its bottom by up to this share of the height."""
     kind: Literal["image"] = "image"
 
     def __post_init__(self) -> None:
@@ -74,12 +82,19 @@ class Image(Independent):
             raise ValueError(
                 f"activation is {self.activation}: network {self.network} has its own, so leave it at swish"
             )
+        if min(self.shift, self.rotate, self.zoom, self.shear) < 0 or self.zoom >= 1:
+            raise ValueError("shift, rotate, zoom and shear must not be negative, and zoom must be below 1")
         least = LEAST_SIDE[self.network]
         if min(self.height, self.width) < least:
             raise ValueError(
                 f"network {self.network} takes pictures from {least} x {least} pixels, not {self.height} x "
                 f"{self.width}: choose network mlp, or scale them"
             )
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training sees the pictures mapped (`pipeline/augment.py`)."""
+        return max(self.shift, self.rotate, self.zoom, self.shear) > 0
 
     @property
     def extension(self) -> str:

@@ -159,11 +159,12 @@ class MultimodalVAE(nn.Module):
         flat = scattered(torch.cat(scores), np.concatenate(places), len(columns) * terms * rows)
         return flat.view(len(columns), terms, rows).permute(1, 2, 0), anchor
 
-    def forward(self, batch: Batch, plan: Plan, noise_TBZ: Tensor) -> Scores | Densities:
+    def forward(self, batch: Batch, plan: Plan, noise_TBZ: Tensor, told: Batch | None = None) -> Scores | Densities:
         """Score every term of a plan: its posterior, and the likelihood of the modalities that it wants.
 
         What the plan wants lies within the present modalities; experts that it names have all their inputs. With K
-        samples a term (`plan.sampling`) the noise is (K · T, B, Z).
+        samples a term (`plan.sampling`) the noise is (K · T, B, Z). With `told`, the same rows with more present
+        (pseudo-labels), decoders score what is there; encoders see `batch`, each once.
         """
         weighted, precision, anchor = self.encode_all(batch)
         posterior = self._fused(weighted, precision, plan.recipe)
@@ -171,7 +172,8 @@ class MultimodalVAE(nn.Module):
             anchor = anchor + _nothing(self.prior_raw)
         prior, dropping = self.prior(noise_TBZ.device), noise_TBZ if self.training else None
         if plan.sampling is None:
-            likely, decoder_anchor = self.decode_all(batch, posterior.sample(noise_TBZ), plan.wanted_TBM, dropping)
+            z = posterior.sample(noise_TBZ)
+            likely, decoder_anchor = self.decode_all(told or batch, z, plan.wanted_TBM, dropping)
             divergence = posterior.kl_to_prior() if isinstance(posterior, Gaussian) else posterior.kl(prior)  # type: ignore[arg-type]
             return Scores(likely, divergence, _kl(posterior, plan.pairs_P2), anchor + decoder_anchor)
         samples, linear = plan.sampling.samples, plan.sampling.bound == "linear"

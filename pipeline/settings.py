@@ -120,6 +120,11 @@ class Objective:
     gradient: Gradient = "dreg"
     """mmvae: how the stratified and the tight bound move the encoders: doubly reparametrised as in the paper (eq. 8),
     or the bound's own gradient (eq. 7)."""
+    pseudo: float = 0.0
+    """Weight with which the terms of a row that lacks a label reconstruct the one that the model itself gives it,
+    times lambda (pseudo-labels); 0 is the papers."""
+    confidence: float = 0.95
+    """Probability above which a pseudo-label counts, 0 to 1."""
 
     def __post_init__(self) -> None:
         check(self.k >= 0, f"objective.k is {self.k}: choose 0 or more random subsets")
@@ -129,6 +134,11 @@ class Objective:
         check(0 < self.switch < 1, f"objective.switch is {self.switch}: choose a share of training between 0 and 1")
         check(self.samples >= 1, f"objective.samples is {self.samples}: choose at least 1")
         check(self.beta >= 0 and self.cross >= 0, "objective.beta and objective.cross must not be negative")
+        check(self.pseudo >= 0, f"objective.pseudo is {self.pseudo}: a weight must not be negative")
+        check(
+            0 <= self.confidence <= 1,
+            f"objective.confidence is {self.confidence}: choose a probability between 0 and 1",
+        )
         for name, weight in self.lambda_.items():
             check(weight >= 0, f"objective.lambda.{name} is {weight}: a weight must not be negative")
 

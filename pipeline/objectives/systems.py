@@ -49,8 +49,10 @@ from pipeline.posteriors import (
 )
 from pipeline.settings import Objective
 
-SPECIAL = ("k", "cross", "alpha", "mu", "switch", "samples", "bound", "gradient")
+SPECIAL = ("k", "cross", "pseudo", "confidence", "alpha", "mu", "switch", "samples", "bound", "gradient")
 """Settings of the objective that some systems have."""
+UNSEEN = ("cross", "pseudo", "confidence")
+"""Those of systems whose terms may reconstruct what they did not see (`targets`)."""
 Planner = Callable[[np.ndarray, Objective, Posterior, int, int], Plan]
 """(present_BM, objective, posterior, seed, step) -> the terms of a batch."""
 Joint = Callable[[np.ndarray, Objective, Posterior], Plan]
@@ -97,14 +99,14 @@ SYSTEMS: dict[str, System] = {
     "vae": System(lambda names: Products(names, prior=False), _always(_elbo), (1, 1)),
     "bivcca": System(Mixtures, _always(bivcca), (2, 64), bivcca, uses=("mu",)),
     "jmvae": System(lambda names: Networks(names, every=False), jmvae, (2, 64), whole_rows=True, uses=("alpha",)),
-    "mvae": System(lambda names: Products(names, prior=True), subsampled, uses=("k", "cross")),
-    "mvae-moe": System(Mixtures, mixtures, joint=mixture_joint, uses=("k", "cross")),
-    "mvae-q": System(Quotients, subsampled, uses=("k", "cross")),
-    "vaevae-a": System(lambda names: Products(names, prior=False), _tied(False, False), (2, 6), uses=("cross",)),
-    "vaevae-b": System(lambda names: Networks(names, every=True), _tied(False, False), (2, 6), uses=("cross",)),
-    "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6), uses=("cross",)),
-    "svae": System(Substitutes, _tied(True, True), (2, 6), uses=("cross",)),
-    "svae-star": System(Substitutes, _tied(False, True), (2, 6), uses=("cross",)),
+    "mvae": System(lambda names: Products(names, prior=True), subsampled, uses=("k", *UNSEEN)),
+    "mvae-moe": System(Mixtures, mixtures, joint=mixture_joint, uses=("k", *UNSEEN)),
+    "mvae-q": System(Quotients, subsampled, uses=("k", *UNSEEN)),
+    "vaevae-a": System(lambda names: Products(names, prior=False), _tied(False, False), (2, 6), uses=UNSEEN),
+    "vaevae-b": System(lambda names: Networks(names, every=True), _tied(False, False), (2, 6), uses=UNSEEN),
+    "vaevae-star": System(lambda names: Networks(names, every=True), _tied(True, False), (2, 6), uses=UNSEEN),
+    "svae": System(Substitutes, _tied(True, True), (2, 6), uses=UNSEEN),
+    "svae-star": System(Substitutes, _tied(False, True), (2, 6), uses=UNSEEN),
     "cvae": System(Conditional, _always(cvae), (2, 64), cvae, whole_rows=True),
     "telbo": System(
         lambda names: Networks(names, every=False),
@@ -140,6 +142,11 @@ def plan_of(run: Run, present_BM: np.ndarray, step: int) -> Plan:
     system, family = _built(run.model.system, tuple(run.modalities))
     planner = system.later if system.later and step >= switch_step(run) else system.plan
     return planner(present_BM, run.objective, family, run.seed, step)
+
+
+def uses_pseudo_labels(run: Run) -> bool:
+    """Whether rows that lack a label are given one in training, by a system that has terms for it."""
+    return run.objective.pseudo > 0 and "pseudo" in SYSTEMS[run.model.system].uses
 
 
 def switch_step(run: Run) -> int:

@@ -106,7 +106,7 @@ def _joint(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[Tensor
         scores = averaged(scores, plan)
     device, terms = scores.kl_TB.device, 1 if plan.joint_TB is None else len(plan.joint_TB)
     share_TB = plan.weight_TB[:1] if plan.joint_TB is None else plan.joint_TB
-    wanted_TBM = plan.wanted_TBM[:terms] & (share_TB > 0)[:, :, None]
+    wanted_TBM = plan.wanted_TBM[:terms] & (share_TB > 0)[:, :, None] & batch.present_BM  # no pseudo-label
     counted_BM = on_device(np.asarray(wanted_TBM.any(0)), device) & (batch.weight_B > 0)[:, None]
     share = on_device(share_TB, device, torch.float32)
     likely_TBM = torch.where(on_device(wanted_TBM, device), scores.log_likelihood_TBM[:terms], 0.0)

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from infra.errors import UserError
 from pipeline.config import Run, override
 
-WEIGHTS = ("objective.lambda.", "objective.beta", "objective.anneal", "objective.k", "objective.cross")
+WEIGHTS = (
+    "objective.lambda.", "objective.beta", "objective.anneal", "objective.k", "objective.cross", "objective.pseudo",
+    "objective.confidence",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ RUN = Run(
     seed=2**40,
     pairing=Pairing("split", 0.25, 1.0, 7, "balanced", 0.75),
     model=Model(3, "svae"),
-    objective=Objective(2, {"label": 50.0}, 0.5, 0.1, 0.2, True, 0.3, 0.4, 0.7, 3, "tight", "iwae"),
+    objective=Objective(2, {"label": 50.0}, 0.5, 0.1, 0.2, True, 0.3, 0.4, 0.7, 3, "tight", "iwae", 0.8, 0.9),
     optim=Optim(2e-4, (0.8, 0.99), 1.5),
     train=Training(12, 34, 5, 6, 7, 3, "val/elbo", "min", 9, 0.01),
     engine=Engine(2, "bf16", 3, "cpu", 1, 2, True),
@@ -232,7 +232,16 @@ def test_a_grid_is_checked_before_anything_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["objective.lambda.label", "objective.beta", "objective.k", "objective.cross", "objective.anneal"]
+    "key",
+    [
+        "objective.lambda.label",
+        "objective.beta",
+        "objective.k",
+        "objective.cross",
+        "objective.anneal",
+        "objective.pseudo",
+        "objective.confidence",
+    ],
 )
 def test_a_weighted_metric_is_refused_where_its_weights_are_swept(key: str) -> None:
     for metric in ("train/objective", "val/objective"):
