@@ -1,0 +1,76 @@
+"""NN: a supervised network of the run's own architectures, the stochastic layer removed (MVAE section 5.1 (1)).
+
+"NN uses the image encoder and label/string decoder as in MVAE, thereby being a fair comparison" (appendix H). Its epoch
+is chosen by accuracy on validation data, as the checkpoint of a run is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.baselines.fitting import build, fit, in_parts
+from pipeline.baselines.pairs import UNKNOWN, Question, question, too_few
+from pipeline.config import Run
+from pipeline.evaluate.scored import Scored, mean_of
+from pipeline.manifest import Manifest
+from pipeline.order import seed_of
+
+PATIENCE = 20
+"""Validations without a better one after which training ends."""
+Augment = Callable[[Tensor, int], Tensor]
+"""(pictures (B, *shape), seed) -> other pictures of the same classes and shape."""
+
+
+def network(
+    manifest: Manifest,
+    runs: Sequence[Run],
+    label: str,
+    given: str,
+    split: str,
+    epochs: int,
+    augment: Augment | None = None,
+    patience: int = PATIENCE,
+) -> list[Scored]:
+    """Accuracy on a split of one network a run, trained for up to so many epochs of its pairs; see `Baseline.scores`.
+
+    `augment` changes the training pictures anew in every step, so that it sees what a run does that augments them.
+    """
+    asked = question(manifest, runs, label, given)
+    parts = {part: asked.rows(part) for part in ("val", split)}
+    return [_accuracy(asked, run, parts, split, epochs, augment, patience) for run in runs]
+
+
+def _accuracy(
+    asked: Question,
+    run: Run,
+    parts: dict[str, tuple[np.ndarray, np.ndarray]],
+    split: str,
+    epochs: int,
+    augment: Augment | None,
+    patience: int,
+) -> Scored:
+    pairs = asked.pairs(run.pairing)
+    if too_few(pairs[1]):
+        return UNKNOWN
+    net = build(run, asked.picture, asked.classes, "NN")
+    device = next(net.parameters()).device
+    pictures, labels = (torch.from_numpy(values).to(device) for values in pairs)
+
+    def loss(chosen: Tensor, step: int) -> Tensor:
+        seen = pictures[chosen]
+        if augment is not None:
+            seen = augment(seen, seed_of(run.seed, "augment", step) % 2**63)
+        return -asked.classes.log_likelihood(net(seen)[0], labels[chosen]).mean()
+
+    def right(part: str) -> np.ndarray:
+        seen, truth = parts[part]
+        said = in_parts(lambda some: asked.classes.mean(net(some)[0]), torch.from_numpy(seen).to(device))
+        return np.asarray(said.cpu().numpy() == truth)
+
+    title = f"NN on {len(labels):,} pairs"
+    fit(net, loss, len(labels), run, epochs, title, lambda: float(right("val").mean()), patience)
+    return mean_of(right(split))
