@@ -10,6 +10,10 @@ class UserError(Exception):
     shared = False
 
 
+class NotInstalled(UserError):
+    """A package of an extra is not installed: who did not ask for what it does can go on without."""
+
+
 class Unusable(UserError):
     """One sample cannot be used, and the others can: whoever reads them all leaves it out and counts it."""
 

@@ -16,6 +16,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 """A change is judged by the same examples every time; HYPOTHESIS_PROFILE=default looks for new ones."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of the session's own: tests neither use nor fill the user's."""
+    os.environ["PAIRSTREAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits corpus as shards and a manifest; read only."""

@@ -43,11 +43,14 @@ def metric_names(run: Run, split: str) -> list[str]:
     return [f"{split}/{name}" for name in names]
 
 
-def batches(run: Run, manifest: Manifest, split: str, world: World) -> Iterator[Batch]:
-    """This rank's rows of a split in equal steps on all ranks; rows that fill up the last batch weigh 0."""
+def batches(run: Run, manifest: Manifest, split: str, world: World, few: int = 0) -> Iterator[Batch]:
+    """This rank's rows of a split, or of `few` of them, in equal steps on all ranks.
+
+    Rows that fill up the last batch weigh 0.
+    """
     collate = Collator([manifest], run.modalities, budget=run.train.damage)
     size = -(-run.train.batch // world.size) * world.size
-    for refs in in_order(manifest, split, list(run.modalities), size):
+    for refs in in_order(manifest, split, list(run.modalities), size, few):
         yield collate(rows_for_rank(refs, world.rank, world.size)).to(world.device)
 
 
@@ -60,15 +63,17 @@ def evaluate(
     split: str,
     world: World,
     measures: Sequence[Measure] = OFTEN,
+    few: int = 0,
 ) -> dict[str, Scored]:
-    """The metrics of `measures` on one split, named `SPLIT/…`, those that any row can answer. Collective.
+    """The metrics of `measures` on one split, or on `few` evenly spaced rows of it; those that any row can answer,
+    named `SPLIT/…`. Collective.
 
     `module` is what is called (DeepSpeed's engine, or the model itself); ELBO terms are in nats with λ = β = 1.
     """
     was_training = model.training
     model.eval()
     totals: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
-    for batch in batches(run, manifest, split, world):
+    for batch in batches(run, manifest, split, world, few):
         for measure in measures:
             for name, told in measure(module, model, run, batch).items():
                 values = told.double().cpu().numpy()

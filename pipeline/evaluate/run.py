@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,23 +17,40 @@ from filelock import Timeout
 from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.disk import write_whole
-from infra.errors import UserError
+from infra.errors import NotInstalled, UserError
 from infra.tracking import Tracker
 from pipeline import config
 from pipeline.config import Run
 from pipeline.data import check_data
 from pipeline.evaluate import OFTEN, Measure, evaluate
+from pipeline.evaluate.attributes import attribute_accuracy
+from pipeline.evaluate.captions import captions
 from pipeline.evaluate.classification import sampled_accuracy
+from pipeline.evaluate.coherence import coherence, oracles
 from pipeline.evaluate.importance import importance_sampled
+from pipeline.evaluate.latents import latents
+from pipeline.evaluate.probes import probes
+from pipeline.evaluate.quality import picture_quality
 from pipeline.evaluate.scored import Scored
 from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.texts import digit_accuracy, perplexity, translation
 from pipeline.record import destination, training_lock
 from pipeline.train import build, load_weights
 
 Which = Literal["best", "last"]
 Study = Callable[[Subject], dict[str, Scored]]
 """Metrics of a model that are no means over the rows of batches: by name, {} where the run does not define them."""
-STUDIES: tuple[Study, ...] = ()
+
+
+def judged(subject: Subject) -> dict[str, Scored]:
+    """Coherence and synergy, by oracles that are trained on these data where the cache has none."""
+    return coherence(subject, oracles(subject))
+
+
+STUDIES: tuple[Study, ...] = (
+    attribute_accuracy, probes, latents, judged, picture_quality, digit_accuracy, perplexity, translation, captions
+)  # fmt: skip
+"""All that there are."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +62,12 @@ class Evaluation:
     checkpoint: Which
     samples: int
     """Importance samples of each row's log-likelihoods; 0 where they were not estimated."""
+    few: int
+    """Evenly spaced rows that were looked at; 0 is all of them."""
     step: int
     fingerprint: str
+    validation: float | None
+    """The run's own validation metric (train.best) at this checkpoint."""
     scores: dict[str, Scored]
     """By metric, each with its standard error over the rows."""
 
@@ -90,43 +112,64 @@ def evaluate_run(
     run: Run | None = None,
     samples: int = 0,
     which: Which = "best",
+    few: int = 0,
     studies: Sequence[Study] = STUDIES,
 ) -> Evaluation:
-    """All metrics of a run's checkpoint on a split; log-likelihoods where `samples` are asked for. Collective.
+    """All metrics of a run's checkpoint on a split, or on `few` evenly spaced rows; log-likelihoods where `samples`
+    are asked for. Collective.
 
     Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow run. Raises UserError where the data
     is not the data that the run was trained on.
     """
-    subject = subject_of(directory, split, run, which)
+    subject = replace(subject_of(directory, split, run, which), few=few)
     measures: list[Measure] = [*OFTEN, sampled_accuracy]
     if samples:
         measures.append(partial(importance_sampled, samples=samples))
     model, world = subject.model, subject.world
-    scores = evaluate(model, model, subject.run, subject.manifest, split, world, measures)
+    scores = evaluate(model, model, subject.run, subject.manifest, split, world, measures, few)
     for study in studies:
-        scores |= {f"{split}/{name}": score for name, score in study(subject).items()}
-    step = checkpoint_of(directory, which).step
-    result = Evaluation(directory, split, which, samples, step, subject.manifest.fingerprint, scores)
+        try:
+            scores |= {f"{split}/{name}": score for name, score in study(subject).items()}
+        except NotInstalled as lack:
+            if studies is not STUDIES:
+                raise
+            if world.is_main:
+                print(f"left out: {lack}", file=sys.stderr)
+    checkpoint, metric = checkpoint_of(directory, which), subject.run.train.best
+    found = (
+        checkpoint.meta["best"] if which == "best" else {"value": checkpoint.meta["progress"]["metrics"].get(metric)}
+    )
+    validation = (found or {}).get("value")
+    fingerprint = subject.manifest.fingerprint
+    result = Evaluation(directory, split, which, samples, few, checkpoint.step, fingerprint, validation, scores)
     if world.is_main:
         _write(result, subject.run)
     return result
 
 
+def evaluation_file(split: str, which: Which = "best") -> str:
+    """The file in a run's directory with what `evaluate_run` found."""
+    return f"evaluation.{split}.json" if which == "best" else f"evaluation.{split}.{which}.json"
+
+
 def _write(result: Evaluation, run: Run) -> None:
-    name = f"evaluation.{result.split}" if result.checkpoint == "best" else f"evaluation.{result.split}.last"
-    options = f"--split {result.split} --checkpoint {result.checkpoint} --samples {result.samples}"
+    file = result.directory / evaluation_file(result.split, result.checkpoint)
+    options = f"--split {result.split} --checkpoint {result.checkpoint} --samples {result.samples} --few {result.few}"
     told = {
         "command": f"pairstream evaluate {result.directory} {options}",
         "step": result.step,
         "data": result.fingerprint,
+        "samples": result.samples,
+        "few": result.few,
+        "validation": result.validation,
         "metrics": result.metrics,
         "errors": {metric: score.error for metric, score in result.scores.items() if not math.isnan(score.error)},
         "rows": {metric: score.count for metric, score in result.scores.items()},
     }
-    write_whole(result.directory / f"{name}.json", json.dumps(told, indent=2) + "\n")
-    table = result.directory / f"{name}.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
+    write_whole(file, json.dumps(told, indent=2) + "\n")
+    table = file.with_suffix(".csv")
+    with table.open("w", newline="") as lines:
+        writer = csv.writer(lines)
         writer.writerow(["metric", "value", "standard error", "rows"])
         writer.writerows((metric, one.value, one.error, one.count) for metric, one in sorted(result.scores.items()))
     if run.tracking.enabled and result.checkpoint == "best":

@@ -38,6 +38,8 @@ class Subject:
     manifest: Manifest
     split: str
     world: World
+    few: int = 0
+    """Evenly spaced rows of the split to look at; 0 is all."""
 
     def batches(
         self, split: str | None = None, beside: Mapping[str, Modality] | None = None
@@ -74,7 +76,7 @@ class Subject:
         )
         columns = self.manifest.column(list(beside))
         size = -(-self.run.train.batch // self.world.size) * self.world.size
-        for step in in_order(self.manifest, split, list(known), size):
+        for step in in_order(self.manifest, split, list(known), size, self.few if split == self.split else 0):
             refs = rows_for_rank(step, self.world.rank, self.world.size)
             other = collate_beside(self._beside(refs, columns)) if beside else empty_batch({}, self.world.device)
             yield collate(refs).to(self.world.device), other, refs

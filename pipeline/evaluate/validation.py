@@ -1,0 +1,33 @@
+"""What a run in training is asked on validation data, again and again."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from infra.distributed import World
+from pipeline.config import Run
+from pipeline.evaluate import evaluate, metric_names
+from pipeline.evaluate.coherence import coherence, oracles
+from pipeline.evaluate.subject import Subject
+from pipeline.manifest import Manifest
+from pipeline.model import MultimodalVAE
+
+
+class Validation:
+    """The cheap metrics; and what oracles say, where the run's best checkpoint hangs on that (train.best)."""
+
+    def __init__(self, model: MultimodalVAE, run: Run, manifest: Manifest, world: World) -> None:
+        """Collective: an oracle that the cache has not got is trained here."""
+        self.subject = Subject(model, run, manifest, "val", world)
+        judged = run.train.best not in metric_names(run, "val")
+        self.oracles = oracles(self.subject) if judged else {}
+
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        """Metrics named `val/…`; `module` is what is called (DeepSpeed's engine, or the model itself). Collective."""
+        subject, model = self.subject, self.subject.model
+        scores = evaluate(module, model, subject.run, subject.manifest, "val", subject.world)
+        was_training = model.training
+        model.eval()
+        scores |= {f"val/{name}": score for name, score in coherence(subject, self.oracles).items()}
+        model.train(was_training)
+        return {name: score.value for name, score in scores.items()}
