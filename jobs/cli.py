@@ -16,6 +16,7 @@ JOBS = {
     "recipes": ("jobs.recipes", "list the recipes and sweeps that can be run"),
     "train": ("jobs.train", "train a recipe, on one rank or several; resume; repeat with other seeds"),
     "evaluate": ("jobs.evaluate", "all metrics of a run's best checkpoint on a split"),
+    "reproduce": ("jobs.reproduce", "make a table of the papers again, beside their numbers"),
     "sweep": ("jobs.sweep", "train a grid of trials with Ray Tune, one MLflow run each"),
     "review": ("jobs.review", "compare runs; deliver what MLflow has not got yet"),
     "submit": ("jobs.submit", "start any job in the background and look after it"),

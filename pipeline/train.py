@@ -22,14 +22,16 @@ from infra.distributed import World
 from infra.errors import UserError
 from infra.preemption import StopRequest
 from pipeline import config
+from pipeline.augment import augment
 from pipeline.batch import Batch, empty_batch
 from pipeline.collate import Collator, Waiting, prefetch
 from pipeline.config import Run
 from pipeline.data import check_data, training_stream
 from pipeline.engine import Engine
-from pipeline.evaluate import evaluate
+from pipeline.evaluate.validation import Validation
 from pipeline.model import MultimodalVAE
-from pipeline.objectives.systems import family_of, plan_of, remark, switch_step
+from pipeline.objectives.pseudo import guess
+from pipeline.objectives.systems import family_of, plan_of, remark, switch_step, uses_pseudo_labels
 from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
 from pipeline.progress import Progress, Vote
@@ -94,6 +96,7 @@ def train(
             load_weights(model, weights_from)
         engine = Engine(model, run, world, last.tensors("model", "optimizer") if last else None)
         progress = Progress.of(last, world) if last else Progress()
+        validate = Validation(model, run, manifest, world)
         damaged, pin = directory / f"quarantine.{world.rank}.jsonl", world.device.type == "cuda"
         collate = Collator(stream.manifests, run.modalities, damaged, run.train.damage, pin)
         status = "stopped early" if progress.out_of_patience(run.train) else "finished"
@@ -124,8 +127,7 @@ def train(
                 record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, ahead, step))
             save = _due(progress.step, run.train.checkpoint_every, run.train.steps)
             if _due(progress.step, run.train.validate_every, run.train.steps):
-                scores = evaluate(engine.module, model, run, manifest, "val", world)
-                metrics = {name: score.value for name, score in scores.items()}
+                metrics = validate(engine.module)
                 record.metrics(progress.step, metrics)
                 save |= progress.validated(run.train, metrics, switch_step(run))
                 asked = report is not None and world.is_main and report(progress.step, metrics)
@@ -214,13 +216,18 @@ def _read_ahead(
 
 def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: int, world: World) -> Terms:
     """Every term of one micro-batch, and its share of the loss."""
-    batch = batch.to(world.device)
+    plain = batch.to(world.device)
+    batch = augment(plain, run.modalities, run.seed)
     plan = plan_of(run, batch.present_BM, step)
     noise = plan.noise(run.seed, "train", batch.row_B, model.latent, run.objective.shared_noise)
-    scores = engine.module(batch, plan, noise)
     beta = beta_at(run.objective, step, run.train.steps)
     rows = run.train.batch / world.size / run.engine.accumulate
-    return combine(scores, plan, batch, run.weights(), beta, rows)
+    if not uses_pseudo_labels(run):
+        return combine(engine.module(batch, plan, noise), plan, batch, run.weights(), beta, rows)
+    guesses = guess(model, plain, batch, run.objective.confidence)
+    plan = guesses.targets(plan, run.objective.pseudo)
+    scores = guesses.trusted(engine.module(batch, plan, noise, guesses.told))
+    return guesses.tallied(combine(scores, plan, batch, run.weights(), beta, rows))
 
 
 def _gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], step: int) -> dict[str, float]:

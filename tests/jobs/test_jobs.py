@@ -86,7 +86,10 @@ def test_train_evaluate_and_train_from(here: Path, capsys: pytest.CaptureFixture
     assert {"test/elbo", "test/kl", "test/recon.top", "test/accuracy/label_given_top_bottom"} <= set(metrics)
     assert main(["evaluate", "a", "--split", "val", "--json"]) == 0
     again = last_object(capsys)["metrics"]
-    assert again == pytest.approx(trained["metrics"]), "evaluation and validation must agree on the same checkpoint"
+    same = {name: again[name] for name in trained["metrics"]}
+    assert same == pytest.approx(trained["metrics"]), "evaluation and validation must agree on the same checkpoint"
+    more = {"val/synergy/parts", "val/oracle/accuracy.parts", "val/probe/label_given_top", "val/ssim/top_given_bottom"}
+    assert more | {"val/latents/active.all", "val/sampled/label_given_top"} <= set(again)
     assert main(["train", "digits", *SMALL, "--from", "a", "--weights", "--out", "runs/b", "--json"]) == 0
     assert json.loads((here / "runs/b/run.json").read_text())["objective"]["k"] == 2
     warm = last_object(capsys)["metrics"]["val/elbo"]
@@ -140,3 +143,21 @@ def test_a_run_that_stopped_early_stays_stopped(here: Path, capsys: pytest.Captu
     assert main(["train", "digits", "--resume", "--out", "runs/e", "--json"]) == 0
     again = last_object(capsys)
     assert (again["status"], again["steps"]) == ("stopped early", first["steps"])
+
+
+def test_an_oracle_picks_the_best_checkpoint_and_an_album_is_drawn(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = "val/coherence/parts_given_top"
+    assert main(["train", "digits", *SMALL, "--out", "runs/a", "--train.best", best, "--json"]) == 0
+    trained = last_object(capsys)
+    assert trained["best"]["metric"] == best
+    assert main(["evaluate", "a", "--split", "val", "--few", "40", "--pictures", "--json"]) == 0
+    told = last_object(capsys)
+    assert told["validation"] == trained["best"]["value"]
+    assert told["scores"]["val/coherence/parts_given_top"]["count"] == 40
+    drawn = {Path(file).name for file in told["pictures"]}
+    assert {"prior.png", "cross_generations.png", "conditional.png", "traversals.png"} <= drawn
+    assert all(Path(file).stat().st_size > 1000 for file in told["pictures"])
+    assert main(["train", "digits", *SMALL, "--out", "runs/b", "--train.best", best, "--examine.label", "no"]) == 2
+    assert "no label 'no' to train one on" in capsys.readouterr().err

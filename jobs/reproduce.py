@@ -1,0 +1,196 @@
+"""pairstream reproduce TABLE [--budget 0.2] [--seeds 3] [--rows TEXT …] [--columns NAME …] [--parallel 2] [--json]
+
+Makes a table of the papers again: trains what is missing, goes on with what was cut, takes what is done already (here
+or in MLflow), and writes TABLE.csv and TABLE.png: the paper's number, ours with its spread, seeds, epochs, data,
+command. --budget takes a share of the paper's epochs; the table then says so. --dry-run lists what would be done. A
+signal saves and ends with code 75: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.errors import UserError
+from infra.preemption import REQUEUE, StopRequest
+from infra.store import RUNS
+from jobs.arguments import closing_json, parse, split_name
+from pipeline.settings import check
+
+if TYPE_CHECKING:
+    from pipeline.reproduce.table import Cell, Table
+    from pipeline.reproduce.work import Work
+
+
+@dataclass(frozen=True)
+class Options:
+    budget: float = 1.0
+    """Share of the paper's epochs."""
+    seeds: int = 1
+    """Runs of each number, which differ in seed: mean ± standard deviation."""
+    rows: tuple[str, ...] = ()
+    """Only rows whose names hold one of these."""
+    columns: tuple[str, ...] = ()
+    """Only these columns."""
+    parallel: int = 1
+    """Trainings at once, each on its share of the cores."""
+    out: Path = RUNS / "reproduce"
+    """Where TABLE.csv and TABLE.png go; a table that is there already gets what is new."""
+    dry_run: bool = False
+    """List the work and how much of it is done; do none."""
+    work: str = ""
+    """Do one piece of work only, named as --dry-run names it, and write no table."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        parse("reproduce TABLE", Options, arguments, about=__doc__)
+    from pipeline.reproduce import TABLES, table
+    from pipeline.reproduce.table import Extent
+
+    if not arguments:
+        for one in TABLES.values():
+            print(f"{one.name:<20} {one.title} ({one.source})")
+        print("pairstream reproduce TABLE --dry-run lists what a table takes")
+        return 0
+    name, rest = split_name("reproduce", "table", arguments, list(TABLES))
+    chosen = table(name)
+    options = parse("reproduce TABLE", Options, rest, about=__doc__)
+    check(0 < options.budget <= 10, f"--budget {options.budget}: choose a share of the paper's epochs, such as 0.1")
+    check(options.seeds >= 1 and options.parallel >= 1, "--seeds and --parallel take at least 1")
+    extent = Extent(options.budget, options.seeds, options.rows, options.columns)
+    cells = chosen.cells(extent)
+    if not cells:
+        everything = chosen.cells(Extent())
+        rows, columns = (
+            list(dict.fromkeys(names)) for names in zip(*((c.row, c.column) for c in everything), strict=True)
+        )
+        raise UserError(f"no such cell; rows: {'; '.join(rows)}; columns: {'; '.join(columns)}")
+    return _reproduce(chosen, cells, options, f"pairstream reproduce {_told(arguments)}")
+
+
+def _told(arguments: Sequence[str]) -> str:
+    """The command that makes the numbers again, without what changes none of them."""
+    kept, skip = [], False
+    for one in arguments:
+        if skip or one in ("--json", "--dry-run"):
+            skip = False
+            continue
+        if one in ("--out", "--parallel"):
+            skip = True
+            continue
+        kept.append(f"'{one}'" if " " in one else one)
+    return " ".join(kept)
+
+
+def _reproduce(table: Table, cells: list[Cell], options: Options, command: str) -> int:
+    from pipeline.reproduce.table import number_of
+    from pipeline.reproduce.writer import show, write
+
+    root = RUNS / "reproduce"
+    works = {work.key: work for cell in cells for work in cell.works}
+    if options.dry_run:
+        return _list(works, root, options)
+    if options.work:
+        check(options.work in works, f"--work {options.work}: no such work in this table (--dry-run lists it)")
+        return _do(works[options.work], root)
+    code = _do_all(works, root, options, command)
+    numbers = [number for cell in cells if (number := number_of(table, cell, root, command))]
+    files = [options.out / f"{table.name}.csv"]
+    if numbers:
+        everything = write(numbers, files[0])
+        if table.draw:
+            files.append(table.draw(everything, files[0].with_suffix(".png")))
+        show(table.title, table.source, numbers, table.remark)
+        for file in files:
+            print(f"written: {os.path.relpath(file)}")
+    missing = len(cells) - len(numbers)
+    if missing:
+        print(f"{missing} of {len(cells)} numbers are still to be made: the same command goes on")
+    if options.json:
+        closing_json({"table": table.name, "numbers": numbers, "missing": missing, "files": files if numbers else []})
+    return code
+
+
+def _list(works: dict[str, Work], root: Path, options: Options) -> int:
+    shares = {key: 1.0 if work.done(root) else work.share(root) for key, work in works.items()}
+    for key, share in shares.items():
+        run = works[key].run
+        state = "done" if works[key].done(root) else f"{share:.0%} trained" if share else "to do"
+        print(f"{key:<48} {run.train.steps:>8,} steps  {state}")
+    if options.json:
+        closing_json(
+            {
+                "work": [
+                    {"key": key, "share": share, "done": bool(works[key].done(root))} for key, share in shares.items()
+                ]
+            }
+        )
+    return 0
+
+
+def _do(work: Work, root: Path) -> int:
+    from jobs.progress import training_progress
+    from pipeline.reproduce.work import Stopped
+
+    if work.done(root):
+        return 0
+    with training_progress(work.run.train.steps, root / work.key) as on_step:
+        try:
+            work.do(root, on_step)
+        except Stopped:
+            return REQUEUE
+    return 0
+
+
+def _do_all(works: dict[str, Work], root: Path, options: Options, command: str) -> int:
+    """All work that is not done; 75 where a signal came, 1 where some of it failed (and said why), else 0."""
+    left = [work for work in works.values() if not work.done(root)]
+    if len(left) < len(works):
+        print(f"{len(works) - len(left)} of {len(works)} pieces of work are done already", file=sys.stderr)
+    if options.parallel == 1:
+        for number, work in enumerate(left, 1):
+            print(f"{number} of {len(left)}: {work.key}", file=sys.stderr, flush=True)
+            if code := _do(work, root):
+                return code
+        return 0
+    return _in_parallel(left, options)
+
+
+def _in_parallel(left: list[Work], options: Options) -> int:
+    """Each in a process of its own; a signal goes on to them, and no more are begun."""
+    arguments = [one for one in sys.argv[1:] if one not in ("--json", "--dry-run")]
+    with StopRequest() as stop:
+        running: list[subprocess.Popen[bytes]] = []
+
+        def one(numbered: tuple[int, Work]) -> int:
+            number, work = numbered
+            if stop.asked:
+                return REQUEUE
+            print(f"{number} of {len(left)}: {work.key}", file=sys.stderr, flush=True)
+            command = [sys.executable, "-m", "jobs.cli", *arguments, "--parallel", "1", "--work", work.key]
+            # as many share this machine's cores as if they were ranks on it
+            environment = {**os.environ, "LOCAL_WORLD_SIZE": str(options.parallel)}
+            process = subprocess.Popen(command, stdout=sys.stderr, env=environment)
+            running.append(process)
+            return process.wait()
+
+        with ThreadPoolExecutor(options.parallel) as pool:
+            waiting = [pool.submit(one, numbered) for numbered in enumerate(left, 1)]
+            while not all(future.done() for future in waiting):
+                if stop.asked:
+                    for process in running:
+                        if process.poll() is None:
+                            process.terminate()
+                time.sleep(0.2)
+        codes = {future.result() for future in waiting}
+    return REQUEUE if REQUEUE in codes else next((code for code in codes if code), 0)

@@ -1,0 +1,102 @@
+"""Pictures of a table's numbers, ours beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.reproduce.table import Number
+
+
+def curves(numbers: Sequence[Number], file: Path, across: str, up: str, logarithmic: bool = True) -> Path:
+    """One panel a metric, a line a row over the columns, which are numbers with or without a unit ("0.2 %").
+
+    The paper's rows are dashed and grey. Bars are the spread.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = list(dict.fromkeys(number.metric for number in numbers))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(7.5 * len(metrics), 5), squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        mine = [number for number in numbers if number.metric == metric]
+        for row, line in _lines(mine).items():
+            xs = [_place(number) for number in line]
+            axis.errorbar(xs, [n.ours for n in line], [n.spread for n in line], marker="o", ms=4, capsize=2, label=row)
+        papers: dict[str, list[tuple[float, float]]] = {}
+        for number in mine:
+            if number.paper is not None:
+                papers.setdefault(number.row, []).append((_place(number), number.paper))
+        for points in {tuple(sorted(points)) for points in papers.values()}:
+            axis.plot(*zip(*points, strict=True), color="grey", ls="--", marker="x", ms=5, label="the paper")
+        if logarithmic:
+            axis.set_xscale("log")
+        ticks = sorted({_place(number) for number in mine})
+        axis.set_xticks(ticks, [_name(mine, tick) for tick in ticks], fontsize=8)
+        axis.minorticks_off()
+        axis.set_xlabel(across)
+        axis.set_ylabel(f"{up} ({metric})")
+        axis.grid(alpha=0.3)
+        handles, labels = axis.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        axis.legend(once.values(), once.keys(), fontsize=7)
+    figure.suptitle(f"{numbers[0].table}: {numbers[0].command}", fontsize=8)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+def supervision(numbers: Sequence[Number], file: Path) -> Path:
+    """Accuracy over the share of complete pairs (MVAE figure 3)."""
+    return curves(numbers, file, "complete training samples", "test accuracy")
+
+
+def beside(numbers: Sequence[Number], file: Path) -> Path:
+    """Ours against the paper's, a panel a metric: a dot and its bar for each row and column, a cross for the paper."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = list(dict.fromkeys((number.column, number.metric) for number in numbers))
+    height = max(sum((n.column, n.metric) == metric for n in numbers) for metric in metrics)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 1.5 + 0.4 * height), squeeze=False)
+    for axis, (column, metric) in zip(axes[0], metrics, strict=True):
+        mine = [number for number in numbers if (number.column, number.metric) == (column, metric)]
+        places: Any = range(len(mine))
+        axis.errorbar([n.ours for n in mine], places, xerr=[n.spread for n in mine], fmt="o", capsize=2, label="ours")
+        known = [(number.paper, place) for place, number in zip(places, mine, strict=True) if number.paper is not None]
+        if known:
+            axis.plot(*zip(*known, strict=True), "x", color="grey", label="the paper")
+        axis.set_yticks(places, [number.row for number in mine], fontsize=7)
+        axis.invert_yaxis()
+        axis.set_title(f"{column}\n{metric}", fontsize=8)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.suptitle(f"{numbers[0].table}: {numbers[0].command}", fontsize=8)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+def _lines(numbers: Sequence[Number]) -> dict[str, list[Number]]:
+    """By row and length of training, in the order of the columns."""
+    lines: dict[str, list[Number]] = {}
+    for number in sorted(numbers, key=_place):
+        lines.setdefault(f"{number.row} ({number.epochs:.3g} epochs)", []).append(number)
+    return lines
+
+
+def _place(number: Number) -> float:
+    return float(number.column.split()[-2 if number.column.endswith("%") else -1])
+
+
+def _name(numbers: Sequence[Number], place: float) -> str:
+    return next(number.column for number in numbers if _place(number) == place)

@@ -1,0 +1,210 @@
+"""What the numbers of a table are made of, each done once and kept: a training with its evaluation, or a baseline.
+
+Work lies in a directory named by what its result depends on, so that tables share it and a cut one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from infra.checkpoint import Checkpoints
+from infra.disk import write_whole
+from infra.errors import UserError
+from infra.preemption import REQUEUE
+from pipeline import config
+from pipeline.config import Run
+from pipeline.evaluate.run import STUDIES, Study, Which, evaluate_run, evaluation_file
+from pipeline.evaluate.scored import Scored
+from pipeline.manifest import open_manifest
+from pipeline.reproduce.archive import archived, directory_of
+
+OnStep = Callable[[int, float], None]
+
+
+class Stopped(Exception):
+    """Told to stop (a signal): what there is has been saved, and the same command goes on from there."""
+
+    code = REQUEUE
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a piece of work, and what one has to know to believe it."""
+
+    scores: Mapping[str, Scored]
+    """By metric, of test data."""
+    validation: float
+    """The validation metric by which settings are chosen; NaN where there is none."""
+    epochs: float
+    """Passes over as many rows as the training data have."""
+    seed: int
+    data: str
+    """Fingerprint."""
+    where: str
+    """Directory, or MLflow run."""
+
+
+@dataclass(frozen=True)
+class Work(ABC):
+    """A piece of work."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Name of its directory: what it is, and a hash of what its result depends on."""
+
+    @property
+    @abstractmethod
+    def run(self) -> Run:
+        """The configuration that it takes its data from."""
+
+    @abstractmethod
+    def done(self, root: Path) -> Result | None:
+        """Its result where there is one. Raises UserError where that was made of other data."""
+
+    @abstractmethod
+    def do(self, root: Path, on_step: OnStep | None = None) -> None:
+        """Do what is left of it. Raises Stopped where a signal came, and UserError."""
+
+    def share(self, root: Path) -> float:
+        """How much of it is done, 0 to 1."""
+        return float(self.done(root) is not None)
+
+    def fingerprint(self) -> str:
+        """Of the data at hand."""
+        return open_manifest(self.run.data).fingerprint
+
+    def _check(self, made_of: str, where: Path) -> None:
+        if made_of != self.fingerprint():
+            raise UserError(
+                f"{where} was made of data {made_of}, {self.run.data} is {self.fingerprint()}: remove that directory, "
+                "or reproduce with the same data"
+            )
+
+
+@dataclass(frozen=True)
+class Trained(Work):
+    """A training run, and the evaluation of one of its checkpoints on test data."""
+
+    configuration: Run
+    metrics: tuple[str, ...]
+    """Metrics that its evaluation has to have, without the split."""
+    checkpoint: Which = "best"
+    samples: int = 0
+    """Importance samples."""
+    few: int = 0
+    """Test rows, evenly spaced; 0 is all."""
+    studies: tuple[Study, ...] = STUDIES
+
+    @property
+    def run(self) -> Run:
+        return self.configuration
+
+    @property
+    def key(self) -> str:
+        return f"{self.run.recipe}-{config.identity(self.run)}"
+
+    def directory(self, root: Path) -> Path:
+        """Where it is, or will be: its own, or that of a finished run which MLflow knows."""
+        own = root / self.key
+        known = None if own.exists() else archived(config.identity(self.run), self.fingerprint())
+        return (directory_of(known) if known else None) or own
+
+    def share(self, root: Path) -> float:
+        """Steps done."""
+        steps = Checkpoints(self.directory(root) / "checkpoints").all()
+        return steps[-1] / self.run.train.steps if steps else 0.0
+
+    def done(self, root: Path) -> Result | None:
+        directory = self.directory(root)
+        file = directory / evaluation_file("test", self.checkpoint)
+        if not file.is_file():
+            return self._recorded(root)
+        told = json.loads(file.read_text())
+        asked = (told["samples"], told["few"]) == (self.samples, self.few)
+        if not asked or not all(f"test/{metric}" in told["metrics"] for metric in self.metrics):
+            return None
+        self._check(told["data"], directory)
+        scores = {
+            name.removeprefix("test/"): Scored(value, told["errors"].get(name, math.nan), told["rows"][name])
+            for name, value in told["metrics"].items()
+        }
+        return Result(scores, told["validation"], self._epochs(), self.run.seed, told["data"], str(directory))
+
+    def _recorded(self, root: Path) -> Result | None:
+        """What MLflow has of it, where the run itself is on another machine; without errors over rows."""
+        known = archived(config.identity(self.run), self.fingerprint())
+        if not known or self.directory(root).exists() or self.samples or self.few or self.checkpoint != "best":
+            return None
+        found = {name: value for name, value in known["metrics"].items() if name.startswith("test/")}
+        if not all(f"test/{metric}" in found for metric in self.metrics):
+            return None
+        rows = len(open_manifest(self.run.data).split("test"))
+        scores = {name.removeprefix("test/"): Scored(value, math.nan, rows) for name, value in found.items()}
+        return Result(scores, math.nan, self._epochs(), self.run.seed, self.fingerprint(), f"MLflow {known['run_id']}")
+
+    def _epochs(self) -> float:
+        return self.run.train.steps * self.run.train.batch / len(open_manifest(self.run.data).split("train"))
+
+    def do(self, root: Path, on_step: OnStep | None = None) -> None:
+        from pipeline.train import train
+
+        directory = self.directory(root)
+        if self.share(root) < 1:
+            result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
+            if result.status == "preempted":
+                raise Stopped
+        evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
+
+
+Baseline = Callable[[list[Run]], list[dict[str, Scored]]]
+"""Scores on test data of a baseline that is given the pairs of each of these runs, which differ in pairing only."""
+
+
+@dataclass(frozen=True)
+class Fitted(Work):
+    """A baseline, fitted on the pairs of several runs that differ in these only: what needs no pairs is done once.
+
+    The work is one whichever of the runs is asked for.
+    """
+
+    name: str
+    baseline: Baseline = field(repr=False, compare=False)
+    runs: tuple[Run, ...]
+    place: int
+    """Of the run whose scores these are."""
+    epochs: float
+    settings: str = ""
+    """Whatever else its result depends on, in words."""
+
+    @property
+    def run(self) -> Run:
+        return self.runs[self.place]
+
+    @property
+    def key(self) -> str:
+        told = json.dumps([self.name, self.epochs, self.settings, [config.identity(run) for run in self.runs]])
+        return f"{self.run.recipe}-{self.name}-{xxhash.xxh3_64_hexdigest(told.encode())}"
+
+    def done(self, root: Path) -> Result | None:
+        file = root / self.key / "scores.json"
+        if not file.is_file():
+            return None
+        told = json.loads(file.read_text())
+        self._check(told["data"], file.parent)
+        scores = {name: Scored(*score) for name, score in told["scores"][self.place].items()}
+        return Result(scores, math.nan, self.epochs, self.run.seed, told["data"], str(file.parent))
+
+    def do(self, root: Path, on_step: OnStep | None = None) -> None:
+        found = self.baseline(list(self.runs))
+        scores = [{name: [one.value, one.error, one.count] for name, one in told.items()} for told in found]
+        directory = root / self.key
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / "scores.json", json.dumps({"data": self.fingerprint(), "scores": scores}) + "\n")

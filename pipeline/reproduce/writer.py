@@ -1,0 +1,99 @@
+"""Numbers as a small CSV file that grows, and as a table for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from infra.disk import write_whole
+from infra.errors import UserError
+from pipeline.reproduce.table import Number
+
+COLUMNS = [field.name for field in fields(Number)]
+KIND = {"ours": float, "spread": float, "epochs": float, "paper_epochs": float, "runs": int, "rows": int}
+
+
+def read(file: Path) -> list[Number]:
+    """The numbers of a file that `write` made; none where there is no file. Raises UserError for another file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        reader = csv.DictReader(lines)
+        if reader.fieldnames != COLUMNS:
+            raise UserError(f"{file} is no table of this version: remove it, or choose another --out")
+        return [_number(line) for line in reader]
+
+
+def _number(line: dict[str, str]) -> Number:
+    values = {
+        name: KIND.get(name, str)(value) if value or name not in KIND else math.nan for name, value in line.items()
+    }
+    return Number(**values | {"paper": float(line["paper"]) if line["paper"] else None})  # type: ignore[arg-type]
+
+
+def write(numbers: Sequence[Number], file: Path) -> list[Number]:
+    """Put numbers into a file; those of the same row, column, metric and length take the place of older ones.
+
+    Returns all numbers of the file.
+    """
+    kept = {_place(number): number for number in read(file)}
+    kept |= {_place(number): number for number in numbers}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for number in kept.values():
+        writer.writerow({name: _written(value) for name, value in asdict(number).items()})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text.getvalue())
+    return list(kept.values())
+
+
+def _place(number: Number) -> tuple[str, str, str, float, int]:
+    return number.row, number.column, number.metric, round(number.epochs, 2), number.runs
+
+
+def _written(value: object) -> object:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
+
+
+def text_of(number: Number) -> str:
+    """0.8712 ± 0.0033 (paper 0.8593), with as many digits as the paper has."""
+    digits = _digits(number)
+    spread = "" if math.isnan(number.spread) else f" ± {number.spread:.{digits}f}"
+    paper = "" if number.paper is None else f" (paper {number.paper:g})"
+    return f"{number.ours:.{digits}f}{spread}{paper}"
+
+
+def _digits(number: Number) -> int:
+    size = abs(number.ours) if number.paper is None else abs(number.paper)
+    return 4 if size < 2 else 2 if size < 200 else 1
+
+
+def show(title: str, source: str, numbers: Sequence[Number], remark: str = "") -> None:
+    """The table on the terminal: rows and columns as the paper's, ours with the paper's value beside."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(number.column for number in numbers))
+    rows = list(dict.fromkeys((number.row, length(number)) for number in numbers))
+    table = Table("", "epochs", *columns, title=f"{title} ({source})")
+    for row, epochs in rows:
+        mine = {n.column: text_of(n) for n in numbers if (n.row, length(n)) == (row, epochs)}
+        table.add_row(row, epochs, *(mine.get(column, "") for column in columns))
+    Console(width=max(160, Console().width)).print(table)
+    print("±: standard deviation over runs, or of a single run the standard error over test rows")
+    if remark:
+        print(remark)
+
+
+def length(number: Number) -> str:
+    """20 of 500: how much of the paper's training was done."""
+    if math.isnan(number.paper_epochs) or number.paper_epochs == number.epochs:
+        return f"{number.epochs:.3g}"
+    return f"{number.epochs:.3g} of {number.paper_epochs:.3g}"
