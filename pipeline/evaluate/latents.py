@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.evaluate.importance import MANY
+from pipeline.evaluate.precision import shares
 from pipeline.evaluate.scored import Scored, of_sums
 from pipeline.evaluate.subject import Subject
 from pipeline.experts import Mixture
@@ -44,11 +45,9 @@ def _posterior_of(run: Run, given: tuple[str, ...]) -> bool:
 
 def latents(subject: Subject) -> dict[str, Scored]:
     """Of each modality and of all together: `latents/active.NAME`, how many dimensions are active, and
-    `latents/kl.NAME`, KL(q(z | NAME) || p(z)) in nats. Of products of experts `latents/precision.EXPERT`. Collective.
+    `latents/kl.NAME`, KL(q(z | NAME) || p(z)) in nats. Collective.
 
-    The last is the share of the joint posterior's precision that an expert brings, over rows that have all modalities
-    and dimensions; what is missing from 1 in all is the prior's. An expert that takes most of it dominates (MMVAE
-    section 4.2). A mixture's divergence has no closed form: `latents/kl.all` is missing there.
+    A mixture's divergence has no closed form: `latents/kl.all` is missing there.
     """
     result = {}
     for name, (count, sums, squares) in _moments(subject).items():
@@ -56,9 +55,8 @@ def latents(subject: Subject) -> dict[str, Scored]:
         if kind == "mean":
             active = np.sum(_variance(count, sums, squares) > ACTIVE)
             result[f"latents/active.{what}"] = Scored(float(active), float("nan"), int(count))
-        elif kind in ("kl_of_row", "precision_of_row"):
-            metric = f"latents/{kind.removesuffix('_of_row')}.{what}"
-            result[metric] = of_sums(float(sums[0]), float(squares[0]), count)
+        elif kind == "kl_of_row":
+            result[f"latents/kl.{what}"] = of_sums(float(sums[0]), float(squares[0]), count)
     return result
 
 
@@ -67,7 +65,7 @@ def per_dimension(subject: Subject) -> dict[str, np.ndarray]:
 
     `kl/NAME`: mean KL(q(z | NAME) || p(z)) in nats. `symmetric_kl/ONE+OTHER`: the mean of both directions' divergences
     between two modalities' posteriors, for at most four modalities. `variance/NAME`: of the posterior's mean over rows.
-    `precision/EXPERT`: the mean share of the joint posterior's precision.
+    `precision/EXPERT`: the mean share of the joint posterior's precision (`evaluate/precision.py`).
     """
     found = {}
     for name, (count, sums, squares) in _moments(subject).items():
@@ -126,10 +124,8 @@ def _numbers(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor]]:
     for one, other in combinations(singles, 2) if len(singles) <= MANY else ():
         both = (_kl(singles[one], singles[other]) + _kl(singles[other], singles[one])) / 2
         yield f"symmetric_kl/{one}+{other}", both[having((one, other))]
-    for expert, share in _shares(subject, batch).items():
-        rows = having(tuple(names))
-        yield f"precision/{expert}", share[rows]
-        yield f"precision_of_row/{expert}", share[rows].mean(1, keepdim=True)
+    for expert, share in shares(model, batch).items():
+        yield f"precision/{expert}", share[having(tuple(names))]
 
 
 def _only(mixture: Mixture) -> Distribution:
@@ -141,16 +137,3 @@ def _only(mixture: Mixture) -> Distribution:
 def _kl(one: Distribution, other: Distribution) -> Tensor:
     """KL(one || other) of each dimension by itself: (B, Z)."""
     return one.map(lambda tensor: tensor[..., None]).kl(other.map(lambda tensor: tensor[..., None]))  # type: ignore[arg-type]
-
-
-def _shares(subject: Subject, batch: Batch) -> dict[str, Tensor]:
-    """(B, Z) of each expert of a product of several: its share of the precision that all modalities' posterior has."""
-    family = family_of(subject.run)
-    terms, _ = family.components(np.ones((1, len(subject.run.modalities)), bool))
-    recipe = family.of(terms)
-    taking_part = np.flatnonzero(recipe.mask_TBE[0, 0])
-    if len(terms) > 1 or len(taking_part) < 2:
-        return {}
-    _, precision_EBZ, _ = subject.model.encode_all(batch)
-    total = precision_EBZ[taking_part].sum(0) + float(recipe.prior_TB[0, 0])
-    return {family.experts[number].name: precision_EBZ[number] / total for number in taking_part.tolist()}

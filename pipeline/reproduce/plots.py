@@ -14,13 +14,11 @@ def curves(numbers: Sequence[Number], file: Path, across: str, up: str, logarith
 
     The paper's rows are dashed and grey. Bars are the spread.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     metrics = list(dict.fromkeys(number.metric for number in numbers))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(7.5 * len(metrics), 5), squeeze=False)
+    figure = Figure(figsize=(7.5 * len(metrics), 5))
+    axes = figure.subplots(1, len(metrics), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         mine = [number for number in numbers if number.metric == metric]
         for row, line in _lines(mine).items():
@@ -43,12 +41,7 @@ def curves(numbers: Sequence[Number], file: Path, across: str, up: str, logarith
         handles, labels = axis.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         axis.legend(once.values(), once.keys(), fontsize=7)
-    figure.suptitle(f"{numbers[0].table}: {numbers[0].command}", fontsize=8)
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-    return file
+    return _saved(figure, numbers, file)
 
 
 def supervision(numbers: Sequence[Number], file: Path) -> Path:
@@ -58,14 +51,12 @@ def supervision(numbers: Sequence[Number], file: Path) -> Path:
 
 def beside(numbers: Sequence[Number], file: Path) -> Path:
     """Ours against the paper's, a panel a metric: a dot and its bar for each row and column, a cross for the paper."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     metrics = list(dict.fromkeys((number.column, number.metric) for number in numbers))
     height = max(sum((n.column, n.metric) == metric for n in numbers) for metric in metrics)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 1.5 + 0.4 * height), squeeze=False)
+    figure = Figure(figsize=(4.2 * len(metrics), 1.5 + 0.4 * height))
+    axes = figure.subplots(1, len(metrics), squeeze=False)
     for axis, (column, metric) in zip(axes[0], metrics, strict=True):
         mine = [number for number in numbers if (number.column, number.metric) == (column, metric)]
         places: Any = range(len(mine))
@@ -78,11 +69,14 @@ def beside(numbers: Sequence[Number], file: Path) -> Path:
         axis.set_title(f"{column}\n{metric}", fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
+    return _saved(figure, numbers, file)
+
+
+def _saved(figure: Any, numbers: Sequence[Number], file: Path) -> Path:
     figure.suptitle(f"{numbers[0].table}: {numbers[0].command}", fontsize=8)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
     return file
 
 

@@ -1,4 +1,4 @@
-"""Canonical correlations against scikit-learn, an eigenvalue problem and cases by hand; the nearest observation."""
+"""Canonical correlations against scikit-learn, an eigenvalue problem and cases by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from sklearn.cross_decomposition import CCA
 
 from infra.errors import UserError
 from pipeline.evaluate.correlation import Cca
-from pipeline.evaluate.retrieval import nearest
 
 
 def related(count: int, seed: int = 0, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -124,11 +123,3 @@ def test_what_cannot_be_fitted_is_refused() -> None:
             Cca.fit(x, y, dimensions, 0.1)
     with pytest.raises(UserError, match="singular"):
         Cca.fit(np.ones((50, 3)), y, 2, 0.1)
-
-
-def test_the_nearest_observation_against_a_loop() -> None:
-    rng = np.random.default_rng(9)
-    known, asked = rng.normal(size=(30, 20)), rng.normal(size=(8, 20))
-    expected = [min(range(30), key=lambda n: float(np.square(known[n] - one).sum())) for one in asked]
-    assert nearest(asked, known).tolist() == expected
-    assert nearest(known, known).tolist() == list(range(30))

@@ -17,6 +17,7 @@ from pipeline.batch import Batch
 from pipeline.collate import Collator
 from pipeline.config import Run
 from pipeline.evaluate.latents import latents, per_dimension
+from pipeline.evaluate.precision import precision_names, precision_shares
 from pipeline.evaluate.scored import Scored
 from pipeline.evaluate.subject import Subject
 from pipeline.model import MultimodalVAE
@@ -89,7 +90,7 @@ def test_divergences_are_those_of_torch(digits_dir: Path, system: str) -> None:
         assert told[f"latents/active.{name}"].value == (variance > 0.01).sum()
         assert told[f"latents/active.{name}"].count == 270
     expected = {f"latents/active.{name}" for name in means} | {f"latents/kl.{name}" for name in posteriors}
-    assert {name for name in told if not name.startswith("latents/precision.")} == expected
+    assert set(told) == expected
 
 
 @pytest.mark.parametrize(("system", "prior"), [("mvae", 1), ("svae", 0), ("vaevae-a", 0), ("mvae-q", 0)])
@@ -108,22 +109,22 @@ def test_precisions_are_shares_of_the_joint_posterior_s(digits_dir: Path, system
     posterior = model.posterior(batch)
     assert isinstance(posterior, experts.Gaussian)
     torch.testing.assert_close(total, torch.exp(-posterior.logvar), rtol=1e-3, atol=1e-4)
-    found, told = per_dimension(subject), latents(subject)
+    found, told = per_dimension(subject), precision_shares(model, model, subject.run, batch)
+    assert list(told) == precision_names(subject.run) == [f"precision.{name}" for name in NAMES]
     for name, own in precision.items():
         share = own / total
         np.testing.assert_allclose(found[f"precision/{name}"], share.mean(0), rtol=1e-3, atol=1e-5)
-        assert told[f"latents/precision.{name}"].value == pytest.approx(float(share.mean()), rel=1e-3)
-        assert told[f"latents/precision.{name}"].error == pytest.approx(
-            float(share.mean(1).std()) / np.sqrt(270), rel=1e-2
-        )
-    together = sum(told[f"latents/precision.{name}"].value for name in NAMES)
+        torch.testing.assert_close(told[f"precision.{name}"], share.mean(1), rtol=1e-3, atol=1e-5)
+    together = sum(float(share.mean()) for share in told.values())
     assert together < 1 if prior else together == pytest.approx(1)
 
 
 @pytest.mark.parametrize("system", ["mmvae", "mopoe", "bivcca", "vaevae-b", "jmvae", "cvae"])
 def test_what_is_no_product_of_experts_has_no_shares(digits_dir: Path, system: str) -> None:
-    told = latents(subject_of(run_of(digits_dir, system)))
-    assert not [name for name in told if "precision" in name]
+    subject = subject_of(run_of(digits_dir, system))
+    told = latents(subject)
+    assert precision_names(subject.run) == []
+    assert not [name for name in per_dimension(subject) if "precision" in name]
     if system == "cvae":  # one network of everything
         assert set(told) == {"latents/active.all", "latents/kl.all"}
 
@@ -166,7 +167,8 @@ def test_only_rows_count_that_have_what_is_given(tmp_path: Path) -> None:
         assert told[f"latents/kl.{name}"].count == told[f"latents/active.{name}"].count == count
         variance = means_of(subject.model, batch, given).double().numpy().var(0)
         np.testing.assert_allclose(found[f"variance/{name}"], variance, rtol=1e-4, atol=1e-12)
-    assert told["latents/precision.upper"].count == 2
+    shares = precision_shares(subject.model, subject.model, run, batch)
+    assert [int((~share.isnan()).sum()) for share in shares.values()] == [2, 2]
     both = [single(subject.model, batch, name).map(lambda tensor: tensor[[0, 2]]) for name in ("upper", "lower")]
     p, q = map(by_torch, both)
     symmetric = (kl_divergence(p, q) + kl_divergence(q, p)).mean(0) / 2
