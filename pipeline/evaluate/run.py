@@ -118,7 +118,7 @@ def evaluate_run(
     """All metrics of a run's checkpoint on a split, or on `few` evenly spaced rows; log-likelihoods where `samples`
     are asked for. Collective.
 
-    Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow run. Raises UserError where the data
+    What no row can answer is left out. Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow run. Raises UserError where the data
     is not the data that the run was trained on.
     """
     subject = replace(subject_of(directory, split, run, which), few=few)
@@ -129,7 +129,8 @@ def evaluate_run(
     scores = evaluate(model, model, subject.run, subject.manifest, split, world, measures, few)
     for study in studies:
         try:
-            scores |= {f"{split}/{name}": score for name, score in study(subject).items()}
+            found = study(subject).items()
+            scores |= {f"{split}/{name}": score for name, score in found if not math.isnan(score.value)}
         except NotInstalled as lack:
             if studies is not STUDIES:
                 raise

@@ -75,10 +75,12 @@ def test_a_name_that_torch_keeps_for_itself_is_refused(digits_dir: Path) -> None
     from dataclasses import replace
 
     from infra.errors import UserError
+    from pipeline.settings import Examine
 
     run = a_run(digits_dir)
     with pytest.raises(UserError, match="cannot have this name"):
-        build(replace(run, modalities={"half": run.modalities["top"]}, objective=replace(run.objective, lambda_={})))
+        only = {"half": run.modalities["top"]}
+        build(replace(run, modalities=only, objective=replace(run.objective, lambda_={}), examine=Examine()))
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (1, "fp32"), (3, "fp32")])
