@@ -118,8 +118,8 @@ def evaluate_run(
     """All metrics of a run's checkpoint on a split, or on `few` evenly spaced rows; log-likelihoods where `samples`
     are asked for. Collective.
 
-    What no row can answer is left out. Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow run. Raises UserError where the data
-    is not the data that the run was trained on.
+    What no row can answer is left out. Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow
+    run. Raises UserError where the data is not the data that the run was trained on.
     """
     subject = replace(subject_of(directory, split, run, which), few=few)
     measures: list[Measure] = [*OFTEN, sampled_accuracy]
@@ -129,18 +129,16 @@ def evaluate_run(
     scores = evaluate(model, model, subject.run, subject.manifest, split, world, measures, few)
     for study in studies:
         try:
-            found = study(subject).items()
-            scores |= {f"{split}/{name}": score for name, score in found if not math.isnan(score.value)}
+            told = study(subject).items()
+            scores |= {f"{split}/{name}": score for name, score in told if not math.isnan(score.value)}
         except NotInstalled as lack:
             if studies is not STUDIES:
                 raise
             if world.is_main:
                 print(f"left out: {lack}", file=sys.stderr)
     checkpoint, metric = checkpoint_of(directory, which), subject.run.train.best
-    found = (
-        checkpoint.meta["best"] if which == "best" else {"value": checkpoint.meta["progress"]["metrics"].get(metric)}
-    )
-    validation = (found or {}).get("value")
+    best, at_last = checkpoint.meta["best"], checkpoint.meta["progress"]["metrics"].get(metric)
+    validation = best["value"] if which == "best" and best else at_last
     fingerprint = subject.manifest.fingerprint
     result = Evaluation(directory, split, which, samples, few, checkpoint.step, fingerprint, validation, scores)
     if world.is_main:

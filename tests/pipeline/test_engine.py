@@ -78,9 +78,9 @@ def test_a_name_that_torch_keeps_for_itself_is_refused(digits_dir: Path) -> None
     from pipeline.settings import Examine
 
     run = a_run(digits_dir)
+    plain = replace(run, objective=replace(run.objective, lambda_={}), examine=Examine())
     with pytest.raises(UserError, match="cannot have this name"):
-        only = {"half": run.modalities["top"]}
-        build(replace(run, modalities=only, objective=replace(run.objective, lambda_={}), examine=Examine()))
+        build(replace(plain, modalities={"half": run.modalities["top"]}))
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "bf16"), (1, "fp32"), (3, "fp32")])
