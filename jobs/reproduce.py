@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pipeline.reproduce.table import Cell, Table
     from pipeline.reproduce.work import Work
 
+STDERR = 2
+"""The file descriptor to which other processes talk: standard output is for the table, and for JSON."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -180,7 +183,7 @@ def _in_parallel(left: list[Work], options: Options) -> int:
             command = [sys.executable, "-m", "jobs.cli", *arguments, "--parallel", "1", "--work", work.key]
             # as many share this machine's cores as if they were ranks on it
             environment = {**os.environ, "LOCAL_WORLD_SIZE": str(options.parallel)}
-            process = subprocess.Popen(command, stdout=sys.stderr, env=environment)
+            process = subprocess.Popen(command, stdout=STDERR, env=environment)
             running.append(process)
             return process.wait()
 
