@@ -102,7 +102,11 @@ class Tokenizer:
         return tokens, lost
 
     def decode(self, tokens: np.ndarray) -> list[str]:
-        """The texts (N,) of tokens (N, length), up to the first end of each."""
+        """The texts (N,) of tokens (N, length), up to the first end of each.
+
+        A model may have room for more tokens than this vocabulary holds: those that it writes are unknown words.
+        """
+        tokens = np.where(tokens < self.size, tokens, UNKNOWN)
         read = [row[: row.index(END)] if END in row else row for row in tokens.tolist()]
         texts: list[str] = self._pieces.decode(read)
         return texts

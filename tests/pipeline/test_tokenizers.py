@@ -147,3 +147,12 @@ def test_a_very_long_text_counts() -> None:
     tokenizer = Tokenizer(train(["ab " * 3000, "c"], 10, "char"))
     tokens, _ = tokenizer.encode(["abc"], 6)
     assert UNKNOWN not in tokens
+
+
+@KINDS
+def test_tokens_beyond_the_vocabulary_are_unknown_words(kind: str) -> None:
+    """A model with room for more tokens than there are may write them, least of all before it has learnt."""
+    tokenizer = Tokenizer(train(TEXTS, 500, kind))
+    within = np.array([[UNKNOWN, 5, UNKNOWN, END], [END, 9, 9, 9]])
+    beyond = np.array([[tokenizer.size, 5, 10**6, END], [END, 10**6, 9, 9]])
+    assert tokenizer.decode(beyond) == tokenizer.decode(within)
