@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# a process of one thread for each core; all tests of a file in one of them, where they share what is costly
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: setup demo test slow lint format bench clean
 
@@ -26,10 +28,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 slow: setup
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 format: setup
 	$(BIN)/ruff check --fix .

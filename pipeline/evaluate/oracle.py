@@ -51,7 +51,7 @@ Kept = tuple[dict[str, Tensor], dict[str, Any]]
 class Oracle:
     """A trained classifier of one kind of picture."""
 
-    network: nn.Module
+    network: nn.Sequential
     provenance: dict[str, Any]
     """What it was made of, and how good it is on validation and test data."""
 

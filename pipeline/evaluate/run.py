@@ -27,6 +27,7 @@ from pipeline.evaluate.attributes import attribute_accuracy
 from pipeline.evaluate.captions import captions
 from pipeline.evaluate.classification import sampled_accuracy
 from pipeline.evaluate.coherence import coherence, oracles
+from pipeline.evaluate.frechet import prior_samples
 from pipeline.evaluate.importance import importance_sampled
 from pipeline.evaluate.latents import latents
 from pipeline.evaluate.probes import probes
@@ -48,7 +49,8 @@ def judged(subject: Subject) -> dict[str, Scored]:
 
 
 STUDIES: tuple[Study, ...] = (
-    attribute_accuracy, probes, latents, judged, picture_quality, digit_accuracy, perplexity, translation, captions
+    attribute_accuracy, probes, latents, judged, picture_quality, prior_samples, digit_accuracy, perplexity,
+    translation, captions,
 )  # fmt: skip
 """All that there are."""
 
@@ -151,6 +153,11 @@ def evaluation_file(split: str, which: Which = "best") -> str:
     return f"evaluation.{split}.json" if which == "best" else f"evaluation.{split}.{which}.json"
 
 
+def chosen_by(run: Run) -> str:
+    """What MLflow calls the value of train.best at the best checkpoint."""
+    return f"best/{run.train.best.removeprefix('val/')}"
+
+
 def _write(result: Evaluation, run: Run) -> None:
     file = result.directory / evaluation_file(result.split, result.checkpoint)
     options = f"--split {result.split} --checkpoint {result.checkpoint} --samples {result.samples} --few {result.few}"
@@ -175,7 +182,8 @@ def _write(result: Evaluation, run: Run) -> None:
         try:
             with training_lock(result.directory):
                 tracker = Tracker(result.directory, destination(run, result.directory), running=False)
-                tracker.metrics(result.step, result.metrics)
+                chosen = {} if result.validation is None else {chosen_by(run): result.validation}
+                tracker.metrics(result.step, result.metrics | chosen)
                 tracker.artifact(table)
                 tracker.close()
         except Timeout:

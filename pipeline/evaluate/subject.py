@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.distributed import World
-from modalities import Modality
+from modalities import Image, Modality
 from pipeline.batch import Batch, empty_batch
 from pipeline.collate import Collator
 from pipeline.config import Run
@@ -40,6 +40,11 @@ class Subject:
     world: World
     few: int = 0
     """Evenly spaced rows of the split to look at; 0 is all."""
+
+    @property
+    def images(self) -> list[str]:
+        """The names of the run's image modalities."""
+        return [name for name, modality in self.run.modalities.items() if isinstance(modality, Image)]
 
     def batches(
         self, split: str | None = None, beside: Mapping[str, Modality] | None = None

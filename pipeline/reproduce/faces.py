@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from pipeline.corpora.celeba_transforms import MODALITIES
 from pipeline.evaluate.attributes import attribute_accuracy
 from pipeline.evaluate.quality import picture_quality
 from pipeline.reproduce.plots import beside, curves, supervision
@@ -19,7 +20,7 @@ TERMS = (0, 1, 5, 10, 20, 50)
 KEPT = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0)
 """Probabilities with which each modality of each face is kept (figure 9)."""
 ROWS, SAMPLES = 1000, 100
-TRANSFORMED = ("grey", "edges", "mask", "half", "watermarked")
+TRANSFORMED = [name for name in MODALITIES if name != "image"]
 
 
 def celeba_weak(extent: Extent) -> list[Cell]:

@@ -20,7 +20,7 @@ from infra.errors import UserError
 from infra.preemption import REQUEUE
 from pipeline import config
 from pipeline.config import Run
-from pipeline.evaluate.run import STUDIES, Study, Which, evaluate_run, evaluation_file
+from pipeline.evaluate.run import STUDIES, Study, Which, chosen_by, evaluate_run, evaluation_file
 from pipeline.evaluate.scored import Scored
 from pipeline.manifest import open_manifest
 from pipeline.reproduce.archive import archived, directory_of
@@ -144,11 +144,14 @@ class Trained(Work):
         if not known or self.directory(root).exists() or self.samples or self.few or self.checkpoint != "best":
             return None
         found = {name: value for name, value in known["metrics"].items() if name.startswith("test/")}
-        if not all(f"test/{metric}" in found for metric in self.metrics):
+        validation = known["metrics"].get(chosen_by(self.run))
+        if validation is None or not all(f"test/{metric}" in found for metric in self.metrics):
             return None
         rows = len(open_manifest(self.run.data).split("test"))
         scores = {name.removeprefix("test/"): Scored(value, math.nan, rows) for name, value in found.items()}
-        return Result(scores, math.nan, self._epochs(), self.run.seed, self.fingerprint(), f"MLflow {known['run_id']}")
+        return Result(
+            scores, validation, self._epochs(), self.run.seed, self.fingerprint(), f"MLflow {known['run_id']}"
+        )
 
     def _epochs(self) -> float:
         return self.run.train.steps * self.run.train.batch / len(open_manifest(self.run.data).split("train"))
@@ -161,7 +164,13 @@ class Trained(Work):
             result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
             if result.status == "preempted":
                 raise Stopped
-        evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
+        found = evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
+        lacking = [metric for metric in self.metrics if f"test/{metric}" not in found.metrics]
+        if lacking:
+            raise UserError(
+                f"{directory}: no test row of {self.run.data} has what {', '.join(lacking)} "
+                f"{'needs' if len(lacking) == 1 else 'need'}: the table cannot be made of these data"
+            )
 
 
 Baseline = Callable[[list[Run]], list[dict[str, Scored]]]

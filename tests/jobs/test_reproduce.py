@@ -138,6 +138,7 @@ def test_a_run_that_mlflow_knows_is_not_run_again(place: Path, capsys: pytest.Ca
     assert known is not None
     assert known.where.startswith("MLflow ")
     assert known.scores[METRIC].value == pytest.approx(found.scores[METRIC].value)
+    assert known.validation == pytest.approx(found.validation)
     assert replace(work, samples=10).done(root) is None, "MLflow does not say how many samples those were"
     assert len(runs(f"sqlite:///{place / 'runs' / 'mlflow.db'}")) == 1
 
@@ -162,6 +163,12 @@ def test_a_metric_that_the_evaluation_lacks_is_evaluated(place: Path) -> None:
         assert found is not None
         assert found.scores[METRIC].count == (50 if other.few else 270)
         assert (root / work.key / "journal.jsonl").read_text().count("train/") == before, "it was trained again"
+
+
+def test_a_metric_that_the_data_cannot_answer_is_a_sentence(place: Path) -> None:
+    work = Trained(lasting("digits", 1), ("bleu/vi_given_en", METRIC), studies=())
+    with pytest.raises(UserError, match="no test row of data/digits has what bleu/vi_given_en needs"):
+        work.do(Path("runs/reproduce"))
 
 
 def test_baselines_share_what_needs_no_pairs(place: Path) -> None:

@@ -1,0 +1,68 @@
+"""Every table of the papers is made, from tiny files of its corpora: its metrics exist, its pictures are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from jobs.cli import main
+from pipeline.corpora import prepare
+from pipeline.reproduce import TABLES, archive, faces, likelihoods, sentences
+from pipeline.reproduce.writer import read
+from tests.pipeline.corpora import tiny, without_extras
+
+DATA = {
+    "digits-weak": ("digits",),
+    "mnist-weak": ("mnist",),
+    "fashion-weak": ("fashion-mnist",),
+    "multimnist-weak": ("multimnist",),
+    "likelihoods": ("binary-mnist", "mnist", "fashion-mnist", "multimnist", "celeba"),
+    "weight-variance": ("binary-mnist", "mnist", "fashion-mnist", "multimnist", "celeba"),
+    "mnist-split": ("mnist-split",),
+    "mnist-split3": ("mnist-split3",),
+    "two-domains": ("mnist-digits",),
+    "celeba-weak": ("celeba",),
+    "k-effect": ("celeba",),
+    "celeba-drop": ("celeba",),
+    "celeba-transforms": ("celeba-transforms",),
+    "translation": ("iwslt-en-vi",),
+    "cub-coherence": ("cub-features",),
+}
+SOME = {
+    "digits-weak": ["--columns", "20 %", "100 %"],
+    "mnist-weak": ["--columns", "50 %", "100 %"],
+    "fashion-weak": ["--columns", "50 %", "100 %"],
+    "multimnist-weak": ["--columns", "50 %", "100 %"],
+    "celeba-weak": ["--columns", "50 %", "100 %"],
+    "k-effect": ["--columns", "k = 0", "k = 1"],
+    "celeba-drop": ["--columns", "p = 0.5", "p = 1"],
+    "translation": ["--columns", "10 %", "100 %"],
+}
+"""Some of what a table has many of."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    without_extras(monkeypatch)
+    monkeypatch.setattr("pipeline.pictures.illustrate", lambda *_: [])  # takes longer than the training
+    for module in (likelihoods, faces, sentences):
+        monkeypatch.setattr(module, "ROWS", 4)
+    for module in (faces, sentences):
+        monkeypatch.setattr(module, "SAMPLES", 5)
+    monkeypatch.setattr(likelihoods, "SAMPLES", dict.fromkeys(likelihoods.DATA, 5))
+    archive._finished.cache_clear()
+    for corpus in DATA[name]:
+        _, source = tiny(corpus, tmp_path / "raw" / corpus)
+        prepare(corpus, Path("data", corpus), source=source)
+    command = ["reproduce", name, "--budget", "1e-6", *SOME.get(name, [])]
+    assert main([*command, "--json"]) == 0
+    numbers = read(Path(f"runs/reproduce/{name}.csv"))
+    assert numbers
+    assert {number.data.split()[0] for number in numbers} == {f"data/{corpus}" for corpus in DATA[name]}
+    assert cv2.imread(f"runs/reproduce/{name}.png") is not None
+    assert main([*command, "--dry-run"]) == 0

@@ -1,0 +1,220 @@
+"""Fréchet distances in closed form, by scipy, and of models whose pictures are known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor, nn
+
+from infra import distributed
+from modalities import AnyModality, Image
+from pipeline.config import Run
+from pipeline.corpora.corpus import Entry
+from pipeline.evaluate import frechet as study
+from pipeline.evaluate.frechet import (
+    efficientnet,
+    frechet,
+    frechet_distance,
+    penultimate,
+    prior_samples,
+)
+from pipeline.evaluate.oracle import Oracle
+from pipeline.evaluate.scored import Scored
+from pipeline.evaluate.subject import Subject
+from pipeline.manifest import open_manifest
+from pipeline.model import MultimodalVAE
+from pipeline.noise import normal
+from pipeline.objectives.systems import family_of
+from pipeline.settings import Model
+from pipeline.train import build
+from pipeline.writing import write
+from tests.pipeline.painters import PICTURES, RNG, ROWS, SHAPE, WORLD, Shows, painter, pairs, pixels, unchanged
+from tests.pipeline.tiny import given
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of pictures with labels; every seventh row lacks b."""
+    return pairs(tmp_path_factory.mktemp("pictures") / "data")
+
+
+def rows_with(mean: np.ndarray, covariance: np.ndarray, count: int = 400) -> np.ndarray:
+    """Rows that have exactly these moments."""
+    rows = RNG.normal(size=(count, len(mean)))
+    white = np.linalg.solve(np.linalg.cholesky(np.atleast_2d(np.cov(rows, rowvar=False))), (rows - rows.mean(0)).T).T
+    return white @ np.linalg.cholesky(covariance).T + mean
+
+
+def some_covariance(size: int) -> np.ndarray:
+    factor = RNG.normal(size=(size, size))
+    return factor @ factor.T + 0.1 * np.eye(size)
+
+
+def test_frechet_distance_of_two_gaussians_in_closed_form() -> None:
+    """Of independent features: Σ (μ - m)² + (σ - s)²; of one feature too."""
+    mean, other = RNG.normal(size=5), RNG.normal(size=5)
+    deviation, others = RNG.random(5) + 0.1, RNG.random(5) + 0.1
+    expected = np.square(mean - other).sum() + np.square(deviation - others).sum()
+    found = frechet_distance(rows_with(mean, np.diag(deviation**2)), rows_with(other, np.diag(others**2), 300))
+    assert found == pytest.approx(expected, rel=1e-9)
+    one, two = rows_with(mean[:1], np.eye(1)), rows_with(other[:1], 4 * np.eye(1))
+    assert frechet_distance(one, two) == pytest.approx((mean[0] - other[0]) ** 2 + 1, rel=1e-9)
+
+
+def test_frechet_distance_of_any_gaussians_by_scipy() -> None:
+    mean, other, one, two = RNG.normal(size=6), RNG.normal(size=6), some_covariance(6), some_covariance(6)
+    expected = np.square(mean - other).sum() + np.trace(one + two - 2 * sqrtm(one @ two).real)
+    rows, others = rows_with(mean, one), rows_with(other, two)
+    assert frechet_distance(rows, others) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(others, rows) == pytest.approx(expected, rel=1e-8)
+
+
+def test_frechet_distance_with_fewer_rows_than_features() -> None:
+    rows = RNG.normal(size=(20, 64))
+    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(rows, rows + 0.5) == pytest.approx(64 * 0.25, rel=1e-9)
+    assert frechet_distance(rows, 3 * (rows - rows.mean(0)) + rows.mean(0)) == pytest.approx(
+        4 * np.trace(np.cov(rows, rowvar=False)), rel=1e-9
+    )
+
+
+def corner(pictures: Tensor) -> Tensor:
+    """The logits of four pixels, which are normal numbers in samples from the prior."""
+    return pictures.flatten(1)[:, :4].logit(1e-6)
+
+
+def test_samples_of_the_prior_are_compared_with_all_real_pictures(data: Path) -> None:
+    found = frechet(painter(data), corner, "corner")
+    assert list(found) == ["frechet.corner/a", "frechet.corner/b"]
+    made = normal(2, "frechet", torch.arange(ROWS), 1, math.prod(SHAPE))[0, :, :4].numpy()
+    for name in ("a", "b"):
+        there = [row for row in range(ROWS) if name == "a" or row % 7]
+        real = corner(torch.from_numpy(np.stack(PICTURES[name])).float() / 255).numpy()
+        one = found[f"frechet.corner/{name}"]
+        assert one.value == pytest.approx(frechet_distance(real[there], made[there]), rel=1e-3)
+        assert one.count == len(there)
+        assert 0 < one.error < one.value
+
+
+def test_a_model_of_the_pictures_is_nearer_than_one_that_is_not(data: Path) -> None:
+    """One that shows pixels with the real ones' moments, and one that shows a grey of always the same level."""
+    real = corner(torch.from_numpy(np.stack(PICTURES["a"])).float() / 255)
+    good, bad = painter(data), painter(data)
+    good.model.decoders["a"] = Shows(lambda z: z * real.std() + real.mean())
+    bad.model.decoders["a"] = Shows(lambda z: 0 * z + 2)
+    near, far = (frechet(subject, corner, "c", ["a"])["frechet.c/a"] for subject in (good, bad))
+    assert near.value + 3 * near.error < far.value
+
+
+def test_laplace_priors_are_sampled_from(data: Path) -> None:
+    subject = painter(data)
+    run = replace(subject.run, model=Model(math.prod(SHAPE), system="mmvae"))
+    model = MultimodalVAE(run.modalities, run.model.latent, family_of(run)).eval()
+    for name in ("a", "b"):
+        model.decoders[name] = Shows(unchanged)
+    found = frechet(replace(subject, run=run, model=model), corner, "c", ["a"])["frechet.c/a"]
+    z = model.prior(WORLD.device).sample(normal(2, "frechet", torch.arange(ROWS), 1, math.prod(SHAPE)))[0]
+    real = corner(torch.from_numpy(np.stack(PICTURES["a"])).float() / 255)
+    assert found.value == pytest.approx(frechet_distance(real.numpy(), z[:, :4].detach().numpy()), rel=1e-3)
+
+
+def test_where_there_is_no_distance_or_no_error_of_one(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = painter(data)
+    assert frechet(subject, corner, "c", []) == {}
+    assert frechet(painter(data, names="label"), corner, "c") == {}
+    assert list(frechet(replace(subject, few=2), corner, "c")) == ["frechet.c/a"]  # of b one row is left
+    run = replace(subject.run, model=Model(4, system="cvae"))
+    cvae = MultimodalVAE(run.modalities, 4, family_of(run)).eval()
+    assert frechet(replace(subject, run=run, model=cvae), corner, "c") == {}
+    whole = frechet(subject, corner, "c")
+    monkeypatch.setattr(study, "WIDE", 3)
+    for name, one in frechet(subject, corner, "c").items():
+        assert (one.value, one.count) == (whole[name].value, whole[name].count)
+        assert math.isnan(one.error)
+
+
+def test_features_of_a_pretrained_network() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from pipeline.corpora.extractors import extract
+
+    levels = (255 * RNG.random((2, 3, 16, 20))).astype(np.uint8)
+    found = efficientnet(torch.from_numpy(levels.astype(np.float32) / 255))
+    assert found.shape == (2, 1280)
+    np.testing.assert_array_equal(found[1], extract("efficientnet-lite0", "", levels[1].transpose(1, 2, 0)))
+    grey = torch.from_numpy(levels[:1, 0].astype(np.float32) / 255)
+    torch.testing.assert_close(efficientnet(grey), efficientnet(grey[:, None].repeat(1, 3, 1, 1)))
+
+
+# The study that every evaluation has
+
+
+def judge() -> Oracle:
+    """Of 8 x 9 pictures, by hand: what its last layer sees are four pixels."""
+    seen = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 4, bias=False), nn.Linear(4, 3))
+    with torch.no_grad():
+        seen[1].weight.copy_(torch.eye(math.prod(SHAPE))[:4])
+    return Oracle(seen, {})
+
+
+def test_pictures_that_an_oracle_judges_are_compared_in_its_features(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "oracles", lambda subject: {"a": judge(), "parts": judge()})
+    subject = painter(data)
+    found = prior_samples(subject)
+    assert found == frechet(subject, penultimate(judge()), "oracle", ["a"])
+    assert list(found) == ["frechet.oracle/a"]
+    by_hand = frechet(subject, lambda pictures: pictures.flatten(1)[:, :4], "oracle", ["a"])
+    assert found["frechet.oracle/a"].value == pytest.approx(by_hand["frechet.oracle/a"].value, rel=1e-6)
+
+
+def test_other_pictures_in_colours_are_compared_in_the_features_of_efficientnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    kinds: dict[str, AnyModality] = {"photo": Image(4, 4, channels=3, hidden=(3,)), "grey": Image(4, 4, hidden=(3,))}
+    rows = [
+        Entry(f"k{row}", "test", {name: np.rint(255 * RNG.random(kind.shape)) for name, kind in kinds.items()})
+        for row in range(6)
+    ]
+    write(tmp_path / "data", given("toy", kinds, rows))
+    run = Run("toy", str(tmp_path / "data"), kinds, model=Model(2))
+    subject = Subject(build(run).eval(), run, open_manifest(run.data), "test", WORLD)
+    monkeypatch.setattr(study, "SOME", 5)
+    found = prior_samples(subject)
+    assert [(name, score.count) for name, score in found.items()] == [("frechet.efficientnet-lite0/photo", 5)]
+    assert found == frechet(replace(subject, few=5), efficientnet, "efficientnet-lite0", ["photo"])
+
+
+def test_a_system_without_samples_of_the_prior_needs_no_oracle(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "oracles", lambda subject: pytest.fail("trained for nothing"))
+    subject = painter(data)
+    run = replace(subject.run, model=Model(4, system="cvae"))
+    assert prior_samples(replace(subject, run=run, model=build(run).eval())) == {}
+
+
+# Ranks
+
+
+def distances(data: str, batch: int) -> dict[str, Scored]:
+    """On every rank."""
+    subject = painter(Path(data), pixels, distributed.start("cpu", 1), batch)
+    return frechet(subject, corner, "corner")
+
+
+def test_ranks_and_batches_change_nothing(data: Path, ranks: Ranks) -> None:
+    subject = painter(data)
+    one = frechet(subject, corner, "corner")
+    for batch in (4, 64):
+        for found in ranks.run(distances, str(data), batch):
+            assert list(found) == list(one)
+            for name, score in one.items():
+                assert found[name].count == score.count
+                assert (found[name].value, found[name].error) == pytest.approx((score.value, score.error), rel=1e-5)
