@@ -6,6 +6,7 @@ Pictures are the means of p(x|z), with pixels from 0 to 1. Shape legend: Y, X ro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,7 @@ def comparisons(subject: Subject) -> list[tuple[str, tuple[str, ...]]]:
     """
     names, images, family = list(subject.run.modalities), subject.images, subject.model.family
 
-    def possible(asked: list[tuple[str, tuple[str, ...]]]) -> list[tuple[str, tuple[str, ...]]]:
+    def possible(asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[tuple[str, tuple[str, ...]]]:
         return [(wanted, given) for wanted, given in asked if generates(family, names, wanted, frozenset(given))]
 
     if len(images) < 2:
