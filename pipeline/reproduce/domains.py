@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluate.probes import probes
-from pipeline.evaluate.run import judged
-from pipeline.reproduce.plots import beside
+from pipeline.evaluate.run import Study, judged
+from pipeline.reproduce.plots import beside, coherence_curves
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Table
+from pipeline.reproduce.weak import percent
 from pipeline.reproduce.work import Trained
 
 Published = Mapping[str, tuple[float | None, ...]]
@@ -29,7 +30,10 @@ HALVES: Published = {
     "VAEVAE*": (0.958, 0.863, 0.778),
 }
 """SVAE table 1: accuracy of both, the top half, the bottom half."""
+CURVE = (0.001, 0.01, 0.1, 0.5, 1.0)
+"""Shares of complete pairs: SVAE names 0.1 and 100 % in its text."""
 HALF_METRICS = ("synergy/parts", "coherence/parts_given_top", "coherence/parts_given_bottom")
+JOINT_METRICS = ("coherence/joint", "coherence/digits_given_mnist", "coherence/mnist_given_digits")
 THIRD_METRICS = ("synergy/parts", *(f"coherence/parts_given_{part}" for part in ("top", "middle", "bottom")))
 
 
@@ -48,6 +52,41 @@ def _judged(
             if works and extent.wants(row, metric):
                 cells.append(Cell(row, metric, metric, paper, (works,), paper_epochs, scale=scale))
     return cells
+
+
+def curve_cells(
+    name: str,
+    systems: Mapping[str, Mapping[str, Any]],
+    metrics: Sequence[str],
+    study: Study,
+    paper_epochs: float,
+    extent: Extent,
+    best: str = "elbo",
+) -> list[Cell]:
+    """Systems over the share of complete pairs, a panel for each metric; the papers' curves are not in their text."""
+    cells = []
+    for row, changes in systems.items():
+        for level in CURVE:
+            if not extent.wants(row, percent(level)):
+                continue
+            shown = {"pairing.view": "split", "pairing.fraction": level, "train.best": f"val/{best}"}
+            works = tuple(
+                Trained(lasting(name, extent.epochs(paper_epochs), {**changes, **shown}, seed), tuple(metrics),
+                        studies=(study,))
+                for seed in range(extent.seeds)
+            )  # fmt: skip
+            cells += [Cell(row, percent(level), metric, None, (works,), paper_epochs) for metric in metrics]
+    return cells
+
+
+def halves_levels(extent: Extent) -> list[Cell]:
+    """SVAE figure 4."""
+    return curve_cells("mnist-split", SYSTEMS, HALF_METRICS, judged, 200, extent, best=HALF_METRICS[1])
+
+
+def two_domains_levels(extent: Extent) -> list[Cell]:
+    """SVAE figure 7."""
+    return curve_cells("mnist-digits", {**SYSTEMS, "MMVAE": {}}, JOINT_METRICS, judged, 30, extent)
 
 
 def mnist_split(extent: Extent) -> list[Cell]:
@@ -76,19 +115,18 @@ PROBES: Published = {
 def two_domains(extent: Extent) -> list[Cell]:
     """MMVAE tables 1, 2 and 5, with scikit-learn's digits in SVHN's place."""
     cells = []
-    joint = ("coherence/joint", "coherence/digits_given_mnist", "coherence/mnist_given_digits")
     linear = ("probe/label_given_mnist", "probe/label_given_digits", "probe/label_given_all")
     for row, changes in TWO.items():
         if not extent.wants(row):
             continue
         works = tuple(
             Trained(
-                lasting("mnist-digits", extent.epochs(30), changes, seed), (*joint, *linear),
+                lasting("mnist-digits", extent.epochs(30), changes, seed), (*JOINT_METRICS, *linear),
                 studies=(judged, probes),
             )
             for seed in range(extent.seeds)
         )  # fmt: skip
-        papers = dict(zip(joint + linear, COHERENCE[row] + PROBES[row][:3], strict=True))
+        papers = dict(zip(JOINT_METRICS + linear, COHERENCE[row] + PROBES[row][:3], strict=True))
         cells += [
             Cell(row, metric, metric, paper, (works,), 30, scale=100)
             for metric, paper in papers.items()
@@ -97,11 +135,20 @@ def two_domains(extent: Extent) -> list[Cell]:
     return cells
 
 
+OTHER_DOMAIN = "the paper's second domain is SVHN; here it is scikit-learn's 8x8 digits"
 TABLES = [
     Table("mnist-split", "Oracle's accuracy on digits made of their halves", "SVAE table 1", mnist_split, beside),
     Table("mnist-split3", "Oracle's accuracy on digits made of their thirds", "SVAE figure 6", mnist_split3, beside),
     Table(
         "two-domains", "Digits of two domains: coherence and linear probes, percent", "MMVAE tables 1, 2 and 5",
-        two_domains, beside, "the paper's second domain is SVHN; here it is scikit-learn's 8x8 digits",
+        two_domains, beside, OTHER_DOMAIN,
+    ),
+    Table(
+        "mnist-split-levels", "Oracle's accuracy on digits made of their halves, by supervision", "SVAE figure 4",
+        halves_levels, coherence_curves,
+    ),
+    Table(
+        "two-domains-levels", "Digits of two domains: coherence by supervision", "SVAE figure 7", two_domains_levels,
+        coherence_curves, OTHER_DOMAIN,
     ),
 ]  # fmt: skip

@@ -49,6 +49,11 @@ def supervision(numbers: Sequence[Number], file: Path) -> Path:
     return curves(numbers, file, "complete training samples", "test accuracy")
 
 
+def coherence_curves(numbers: Sequence[Number], file: Path) -> Path:
+    """Coherence over the share of complete pairs (SVAE figures 4, 7 and 8)."""
+    return curves(numbers, file, "complete training samples", "test")
+
+
 def beside(numbers: Sequence[Number], file: Path) -> Path:
     """Ours against the paper's, a panel a metric: a dot and its bar for each row and column, a cross for the paper."""
     from matplotlib.figure import Figure

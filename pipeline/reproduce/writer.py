@@ -81,11 +81,14 @@ def show(title: str, source: str, numbers: Sequence[Number], remark: str = "") -
     from rich.table import Table
 
     columns = list(dict.fromkeys(number.column for number in numbers))
-    rows = list(dict.fromkeys((number.row, length(number)) for number in numbers))
+    several = len({(number.row, number.column, length(number)) for number in numbers}) < len(numbers)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for number in numbers:
+        name = f"{number.row}: {number.metric}" if several else number.row
+        lines.setdefault((name, length(number)), {})[number.column] = text_of(number)
     table = Table("", "epochs", *columns, title=f"{title} ({source})")
-    for row, epochs in rows:
-        mine = {n.column: text_of(n) for n in numbers if (n.row, length(n)) == (row, epochs)}
-        table.add_row(row, epochs, *(mine.get(column, "") for column in columns))
+    for (name, epochs), texts in lines.items():
+        table.add_row(name, epochs, *(texts.get(column, "") for column in columns))
     Console(width=max(160, Console().width)).print(table)
     print("±: standard deviation over runs, or of a single run the standard error over test rows")
     if remark:
