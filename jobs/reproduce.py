@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.reproduce.table import Cell, Table
     from pipeline.reproduce.work import Work
 
+Works = dict[str, list["Work"]]
+"""By key: those of one key share a training, and differ in what is asked of it."""
 STDERR = 2
 """The file descriptor to which other processes talk: standard output is for the table, and for JSON."""
 
@@ -100,7 +102,7 @@ def _reproduce(table: Table, cells: list[Cell], options: Options, command: str) 
     from pipeline.reproduce.writer import show, write
 
     root = RUNS / "reproduce"
-    works = {work.key: work for cell in cells for work in cell.works}
+    works = _by_key(cells)
     if options.dry_run:
         return _list(works, root, options)
     if options.work:
@@ -124,63 +126,73 @@ def _reproduce(table: Table, cells: list[Cell], options: Options, command: str) 
     return code
 
 
-def _list(works: dict[str, Work], root: Path, options: Options) -> int:
-    shares = {key: 1.0 if work.done(root) else work.share(root) for key, work in works.items()}
+def _by_key(cells: Sequence[Cell]) -> Works:
+    works: Works = {}
+    for cell in cells:
+        for work in cell.works:
+            same = works.setdefault(work.key, [])
+            if work not in same:
+                same.append(work)
+    return works
+
+
+def _done(same: Sequence[Work], root: Path) -> bool:
+    return all(work.done(root) for work in same)
+
+
+def _list(works: Works, root: Path, options: Options) -> int:
+    shares = {key: 1.0 if _done(same, root) else same[0].share(root) for key, same in works.items()}
     for key, share in shares.items():
-        run = works[key].run
-        state = "done" if works[key].done(root) else f"{share:.0%} trained" if share else "to do"
+        run = works[key][0].run
+        state = "done" if _done(works[key], root) else f"{share:.0%} trained" if share else "to do"
         print(f"{key:<48} {run.train.steps:>8,} steps  {state}")
     if options.json:
         closing_json(
-            {
-                "work": [
-                    {"key": key, "share": share, "done": bool(works[key].done(root))} for key, share in shares.items()
-                ]
-            }
+            {"work": [{"key": key, "share": share, "done": _done(works[key], root)} for key, share in shares.items()]}
         )
     return 0
 
 
-def _do(work: Work, root: Path) -> int:
+def _do(same: Sequence[Work], root: Path) -> int:
     from jobs.progress import training_progress
     from pipeline.reproduce.work import Stopped
 
-    if work.done(root):
-        return 0
-    with training_progress(work.run.train.steps, root / work.key) as on_step:
-        try:
-            work.do(root, on_step)
-        except Stopped:
-            return REQUEUE
+    for work in same:
+        if not work.done(root):
+            with training_progress(work.run.train.steps, root / work.key) as on_step:
+                try:
+                    work.do(root, on_step)
+                except Stopped:
+                    return REQUEUE
     return 0
 
 
-def _do_all(works: dict[str, Work], root: Path, options: Options, command: str) -> int:
+def _do_all(works: Works, root: Path, options: Options, command: str) -> int:
     """All work that is not done; 75 where a signal came, 1 where some of it failed (and said why), else 0."""
-    left = [work for work in works.values() if not work.done(root)]
+    left = {key: same for key, same in works.items() if not _done(same, root)}
     if len(left) < len(works):
         print(f"{len(works) - len(left)} of {len(works)} pieces of work are done already", file=sys.stderr)
     if options.parallel == 1:
-        for number, work in enumerate(left, 1):
-            print(f"{number} of {len(left)}: {work.key}", file=sys.stderr, flush=True)
-            if code := _do(work, root):
+        for number, (key, same) in enumerate(left.items(), 1):
+            print(f"{number} of {len(left)}: {key}", file=sys.stderr, flush=True)
+            if code := _do(same, root):
                 return code
         return 0
-    return _in_parallel(left, options)
+    return _in_parallel(list(left), options)
 
 
-def _in_parallel(left: list[Work], options: Options) -> int:
+def _in_parallel(left: Sequence[str], options: Options) -> int:
     """Each in a process of its own; a signal goes on to them, and no more are begun."""
     arguments = [one for one in sys.argv[1:] if one not in ("--json", "--dry-run")]
     with StopRequest() as stop:
         running: list[subprocess.Popen[bytes]] = []
 
-        def one(numbered: tuple[int, Work]) -> int:
-            number, work = numbered
+        def one(numbered: tuple[int, str]) -> int:
+            number, key = numbered
             if stop.asked:
                 return REQUEUE
-            print(f"{number} of {len(left)}: {work.key}", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "jobs.cli", *arguments, "--parallel", "1", "--work", work.key]
+            print(f"{number} of {len(left)}: {key}", file=sys.stderr, flush=True)
+            command = [sys.executable, "-m", "jobs.cli", *arguments, "--parallel", "1", "--work", key]
             # as many share this machine's cores as if they were ranks on it
             environment = {**os.environ, "LOCAL_WORLD_SIZE": str(options.parallel)}
             process = subprocess.Popen(command, stdout=STDERR, env=environment)

@@ -19,10 +19,10 @@ from pipeline.data import check_data
 from pipeline.evaluate.run import Study, Which
 from pipeline.evaluate.scored import Scored
 from pipeline.evaluate.texts import digit_accuracy
-from pipeline.reproduce.plots import supervision
+from pipeline.reproduce.plots import curves, supervision
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Table
-from pipeline.reproduce.work import Fitted, Trained, Work
+from pipeline.reproduce.work import Fitted, Trained, Watched, Work
 
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 """Shares of the training samples that are complete."""
@@ -211,6 +211,33 @@ OURS = [
 ]
 
 
+COURSE = (0.05, 0.1, 0.25, 0.5, 1.0)
+"""Shares of a training after which its validation metrics are looked at."""
+
+
+def label_weight(extent: Extent) -> list[Cell]:
+    """Why λ = 50 ends at chance: whose precision decides the joint posterior, and what a picture alone still tells."""
+    metrics = (LABEL, "precision.label", "precision.image")
+    cells = []
+    for level in (0.01, 1.0):
+        for weight in (1, 10, 50):
+            row = f"λ {weight}, {percent(level)} of pairs"
+            if not extent.wants(row):
+                continue
+            changes = VIEW | {"pairing.fraction": level, "objective.lambda.label": weight, "train.best": f"val/{LABEL}"}
+            asked = tuple(f"val/{metric}@{share:g}" for metric in metrics for share in COURSE)
+            works = tuple(
+                Watched(lasting("mnist", extent.epochs(500), changes, seed), asked) for seed in range(extent.seeds)
+            )
+            cells += [
+                Cell(row, f"after {percent(share)}", f"val/{metric}@{share:g}", None, (works,), 500)
+                for metric in metrics
+                for share in COURSE
+                if extent.wants(column=f"after {percent(share)}")
+            ]
+    return cells
+
+
 def mnist_weak(extent: Extent) -> list[Cell]:
     """Table 8."""
     ours = weak_cells("mnist", LABEL, MNIST, [*PRINTED, *FAMILY, *OURS], 500, extent)
@@ -248,6 +275,14 @@ TABLES = [
         supervision,
     ),
     Table("mnist-weak", "MNIST: accuracy of the digit from the image", "MVAE table 8", mnist_weak, supervision),
+    Table(
+        "label-weight",
+        "MNIST, MVAE: accuracy from the image, and whose precision decides, on validation data during training",
+        "MVAE section 5.1, λ = 50",
+        label_weight,
+        partial(curves, across="of the training", up="validation", logarithmic=False),
+        "precision.X: share of the joint posterior's precision that X's expert has, mean over dimensions",
+    ),
     Table(
         "fashion-weak", "FashionMNIST: accuracy of the class from the image", "MVAE table 9", fashion_weak, supervision
     ),

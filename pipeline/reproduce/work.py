@@ -17,10 +17,11 @@ import xxhash
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
 from infra.errors import UserError
+from infra.journal import JOURNAL
 from infra.preemption import REQUEUE
 from pipeline import config
 from pipeline.config import Run
-from pipeline.evaluate.run import STUDIES, Study, Which, chosen_by, evaluate_run, evaluation_file
+from pipeline.evaluate.run import STUDIES, Study, Which, checkpoint_of, chosen_by, evaluate_run, evaluation_file
 from pipeline.evaluate.scored import Scored
 from pipeline.manifest import open_manifest
 from pipeline.reproduce.archive import archived, directory_of
@@ -164,6 +165,9 @@ class Trained(Work):
             result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
             if result.status == "preempted":
                 raise Stopped
+        self._judge(directory)
+
+    def _judge(self, directory: Path) -> None:
         found = evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
         lacking = [metric for metric in self.metrics if f"test/{metric}" not in found.metrics]
         if lacking:
@@ -171,6 +175,37 @@ class Trained(Work):
                 f"{directory}: no test row of {self.run.data} has what {', '.join(lacking)} "
                 f"{'needs' if len(lacking) == 1 else 'need'}: the table cannot be made of these data"
             )
+
+
+@dataclass(frozen=True)
+class Watched(Trained):
+    """A training run, and what validation data said in its course: metrics are named `val/NAME@0.25`, the last value
+    by a quarter of the training."""
+
+    def done(self, root: Path) -> Result | None:
+        directory = self.directory(root)
+        file = directory / JOURNAL
+        if self.share(root) < 1 or not file.is_file():
+            return None
+        self._check(checkpoint_of(directory, "last").meta["fingerprint"], directory)
+        rows = len(open_manifest(self.run.data).split("val"))
+        scores = {}
+        for asked in self.metrics:
+            name, _, share = asked.partition("@")
+            values = [value for step, value in _course(file, name) if step <= float(share) * self.run.train.steps]
+            if not values:
+                raise UserError(f"{file} has no {name} by {float(share):.0%} of the training: remove {directory}")
+            scores[asked] = Scored(values[-1], math.nan, rows)
+        return Result(scores, math.nan, self._epochs(), self.run.seed, self.fingerprint(), str(directory))
+
+    def _judge(self, directory: Path) -> None:
+        """Validation has said all."""
+
+
+def _course(file: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric, in order of steps."""
+    records = (json.loads(line) for line in file.read_text().splitlines())
+    return sorted((record["step"], record["metrics"][name]) for record in records if name in record.get("metrics", {}))
 
 
 Baseline = Callable[[list[Run]], list[dict[str, Scored]]]

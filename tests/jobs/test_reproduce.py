@@ -22,7 +22,7 @@ from pipeline.evaluate.scored import Scored
 from pipeline.reproduce import TABLES, archive
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Number, Table, number_of
-from pipeline.reproduce.work import Fitted, Result, Stopped, Trained, Work
+from pipeline.reproduce.work import Fitted, Result, Stopped, Trained, Watched, Work
 from pipeline.reproduce.writer import read, text_of, write
 
 METRIC = "accuracy/label_given_top"
@@ -163,6 +163,24 @@ def test_a_metric_that_the_evaluation_lacks_is_evaluated(place: Path) -> None:
         assert found is not None
         assert found.scores[METRIC].count == (50 if other.few else 270)
         assert (root / work.key / "journal.jsonl").read_text().count("train/") == before, "it was trained again"
+
+
+def test_the_course_of_a_training_is_told_from_its_journal(place: Path) -> None:
+    root = Path("runs/reproduce")
+    run = lasting("digits", 3)
+    work = Watched(run, ("val/elbo@0.5", "val/elbo@1"))
+    assert work.done(root) is None
+    work.do(root)
+    found = work.done(root)
+    assert found is not None
+    told = [json.loads(line) for line in (root / work.key / "journal.jsonl").read_text().splitlines()]
+    elbo = {one["step"]: one["metrics"]["val/elbo"] for one in told if "val/elbo" in one.get("metrics", {})}
+    middle = max(step for step in elbo if step <= run.train.steps / 2)
+    assert [found.scores[metric].value for metric in work.metrics] == [elbo[middle], elbo[run.train.steps]]
+    assert found.scores["val/elbo@1"].count == 270
+    assert not list((root / work.key).glob("evaluation.*")), "no test label was read"
+    with pytest.raises(UserError, match="has no val/nothing by 50% of the training"):
+        replace(work, metrics=("val/nothing@0.5",)).done(root)
 
 
 def test_a_metric_that_the_data_cannot_answer_is_a_sentence(place: Path) -> None:
