@@ -29,7 +29,7 @@ from infra.errors import UserError, nearest
 from jobs import cli
 from jobs.arguments import closing_json, early_options, parse, split_name
 from jobs.submitted import HINTS, LOG, RECORD, RECORDS, directories, find, look, process
-from pipeline.recipes import OF_DATA, RECIPES, SWEEPS, recipe, sweep
+from pipeline.recipes import OF_DATA, RECIPES, recipe, sweepable
 from pipeline.settings import check
 
 
@@ -178,7 +178,7 @@ def _new_name(inner: list[str]) -> str:
         if not (early.resume or early.source):  # a run of its own has all that it needs
             recipe(split_name(name, "recipe", rest, [*RECIPES, *OF_DATA])[0], early.data)
     if name == "sweep":
-        sweep(split_name(name, "recipe", rest, list(SWEEPS))[0])
+        recipe(split_name(name, "recipe", rest, sweepable())[0], early_options(rest).data)
     words = [name, *(Path(word).name for word in rest[:1] if not word.startswith("-"))]
     free = re.sub(r"[^\w.-]+", "-", "-".join(words))[:80] + f"-{datetime.now():%Y%m%d-%H%M%S}"
     while (RECORDS / free).exists():

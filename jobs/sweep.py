@@ -1,20 +1,21 @@
-"""pairstream sweep RECIPE [--grid pairing.fraction=0.05,0.2 objective.k=0,1] [--cpus 1] [--resume] [--json]
+"""pairstream sweep RECIPE [--over supervision | --grid KEY=V,V … | --sample KEY=loguniform:0.1:100 --trials 50]
 
-Trains a grid of trials with Ray Tune: one MLflow run with a child per trial, each the same training that
-`pairstream train` does, then evaluated once on test data. Ends with a table, a CSV file and a picture. Expect three
-minutes for `pairstream sweep digits` on two cores.
+Trains many trials with Ray Tune: one MLflow run with a child per trial, each the same training that `pairstream train`
+does, then evaluated once on test data. Ends with a table, a CSV file and a picture. --scheduler asha ends poor trials
+early, --scheduler pbt changes λ, k, β or the learning rate in mid-run; --search optuna or bohb chooses what to try.
+Killed at any moment (driver, trial, machine), --resume --out DIR goes on: nothing is trained twice. Expect four minutes
+for `pairstream sweep digits` on two cores.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,24 +24,48 @@ from infra.distributed import cores
 from infra.errors import UserError, nearest
 from infra.storage import absolute
 from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
+from jobs.tuning.ledger import Ledger
 from pipeline import config
 from pipeline.config import Run
-from pipeline.recipes import SWEEPS, sweep
-from pipeline.recipes.sweep import Sweep
+from pipeline.recipes import SWEEPS, recipe, sweepable
+from pipeline.recipes.sweep import READY, Draw, Scheduler, Search, Sweep
 from pipeline.settings import check
 from pipeline.sweep_table import Baseline, Trial, best_trials, draw, show, write_csv
 
 PLAN = "sweep.json"
 UNFINISHED = "not finished"
+Over = Literal["", "supervision", "k-effect", "lambda", "product"]
 
 
 @dataclass(frozen=True)
 class Options:
     run: Annotated[Run, tyro.conf.arg(name="")]
+    over: Over = ""
+    """A ready sweep: share of complete pairs; random subsets a step; weights of modalities; their product."""
     grid: tuple[str, ...] = ()
-    """Other keys and values than the recipe's: KEY=VALUE,VALUE …"""
+    """Keys and all their values: KEY=VALUE,VALUE …"""
+    sample: tuple[str, ...] = ()
+    """Keys and what they are drawn from: KEY=loguniform:LOW:HIGH, uniform:LOW:HIGH, randint:LOW:HIGH, choice:A:B …"""
+    trials: int = 1
+    """Trials of each cell of the grid, each with draws of its own."""
+    search: Search = "random"
+    """Who draws: chance, or a model of what came out so far (Optuna's, BOHB's)."""
+    scheduler: Scheduler = "none"
+    """Ends poor trials early (asha, hyperband), or changes what is drawn in mid-run (pbt)."""
+    metric: str = ""
+    """Validation metric that trials are compared by, and each one's best checkpoint; the recipe's where not given."""
+    direction: Literal["", "max", "min"] = ""
+    """Whether a large or a small value of it is good."""
     cpus: int = 1
-    """Cores of each trial; as many trials run at once as fit on this machine."""
+    """Cores of each trial; as many trials run at once as fit."""
+    gpus: float = 0.0
+    """GPUs of each trial; with 0.25 four share one."""
+    hours: float = 0.0
+    """End after so long; --resume goes on. 0 is no limit."""
+    retries: int = 2
+    """How often a trial goes on from its checkpoint after its worker or its machine was lost."""
+    ray: str = ""
+    """Address of a Ray cluster that runs already (auto: the one that this machine belongs to)."""
     out: Path | None = None
     """Directory of the sweep; runs/sweep-RECIPE-DATE-TIME where not given."""
     resume: bool = False
@@ -52,47 +77,92 @@ class Options:
 def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__)
-        print("sweeps: " + ", ".join(SWEEPS) + "\npairstream sweep RECIPE --help lists every field")
+        print("recipes: " + ", ".join(sweepable()) + "\npairstream sweep RECIPE --help lists every field")
         return 0
-    name, rest = split_name("sweep", "recipe", arguments, list(SWEEPS))
-    plan, saved = sweep(name), None
+    name, rest = split_name("sweep", "recipe", arguments, sweepable())
     early = early_options(rest)
+    saved = None
     if early.resume:
         check(early.out is not None, "--resume needs --out DIR of the sweep to continue")
-        plan = saved = _load(Path(early.out or ""), plan)
-    options = parse(f"sweep {name}", Options, rest, Options(run=plan.run), about=__doc__)
-    check(1 <= options.cpus <= cores(), f"--cpus {options.cpus}: this machine lets us use {cores()} cores")
+        saved = _load(Path(early.out or ""))
+    default = saved.run if saved else SWEEPS[name]().run if name in SWEEPS else recipe(name, early.data)
+    options = parse(f"sweep {name}", Options, rest, Options(run=default), about=__doc__)
+    check(
+        1 <= options.cpus <= cores() or bool(options.ray),
+        f"--cpus {options.cpus}: this machine lets us use {cores()} cores",
+    )
+    check(options.gpus >= 0 and options.hours >= 0 and options.retries >= 0, "--gpus, --hours, --retries: 0 or more")
     places = {  # trials run in directories of their own
         "data": absolute(options.run.data),
         "mix": [f"{absolute(directory)}={share!r}" for directory, share in options.run.mixed()],
     }
     run = config.override(options.run, {"engine.threads": options.cpus, **places})
-    plan = replace(plan, run=run, grid=_grid(options.grid) or plan.grid)
     directory = (options.out or RUNS / f"sweep-{name}-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     if saved:
         refuse_changes(saved.run, run)
-        check(
-            plan.cells() == saved.cells(),
-            f"--resume: the grid of {directory} was {dict(saved.grid)}; leave --grid away",
-        )
-    elif directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(
-            f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
-        )
+        plan = _continued(saved, replace(saved, run=run), options, directory)
+    else:
+        plan = _planned(name, run, options)
+        if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+            raise UserError(
+                f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
+            )
     return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
 
 
+def _planned(name: str, run: Run, options: Options) -> Sweep:
+    """What the options ask for: a ready sweep, keys of their own, or what the recipe brings along."""
+    if options.metric:
+        run = config.override(run, {"train.best": options.metric})
+    if options.direction:
+        run = config.override(run, {"train.best_is": options.direction})
+    own = SWEEPS[name]() if name in SWEEPS else None
+    if options.grid or options.sample:
+        check(not options.over, "--over is a grid of its own: leave it away, or --grid and --sample")
+        grid, draws = _grid(options.grid), _draws(options.sample)
+        plan = Sweep(run, grid, run.train.best, run.train.best_is, own.columns if own else (), draws, options.trials)
+    elif own and not options.over:
+        plan = replace(own, run=run)
+    else:
+        plan = READY[options.over or "supervision"](run)
+    if options.metric or options.direction:
+        plan = replace(plan, metric=run.train.best, direction=run.train.best_is)
+    return replace(plan, search=options.search, scheduler=options.scheduler)
+
+
+def _continued(saved: Sweep, plan: Sweep, options: Options, directory: Path) -> Sweep:
+    """The sweep as it began; only more trials can be asked for."""
+    asked = {
+        "grid": (dict(_grid(options.grid)), dict(saved.grid)),
+        "sample": (dict(_draws(options.sample)), dict(saved.sample)),
+        "scheduler": (options.scheduler if options.scheduler != "none" else "", saved.scheduler),
+        "search": (options.search if options.search != "random" else "", saved.search),
+        "metric": (options.metric, saved.metric),
+    }
+    for key, (wanted, had) in asked.items():
+        check(not wanted or wanted == had, f"--resume: the {key} of {directory} was {had}; leave --{key} away")
+    check(not options.over, f"--resume: {directory} knows what it sweeps; leave --over away")
+    return replace(plan, trials=max(saved.trials, options.trials))
+
+
 def _save(plan: Sweep, directory: Path) -> None:
-    values = {"run": config.to_dict(plan.run), "grid": {key: list(values) for key, values in plan.grid.items()}}
+    values = {one.name: getattr(plan, one.name) for one in fields(plan)} | {
+        "run": config.to_dict(plan.run),
+        "grid": {key: list(values) for key, values in plan.grid.items()},
+        "sample": {key: str(draw) for key, draw in plan.sample.items()},
+    }
     write_whole(directory / PLAN, json.dumps(values, indent=2) + "\n")
 
 
-def _load(directory: Path, recipe: Sweep) -> Sweep:
+def _load(directory: Path) -> Sweep:
     """The sweep that a directory began with. Raises UserError where there is none."""
     try:
         values = json.loads((directory / PLAN).read_text())
-        return replace(recipe, run=config.from_dict(values["run"], str(directory / PLAN)), grid=values["grid"])
-    except (OSError, ValueError, KeyError) as error:
+        values["run"] = config.from_dict(values["run"], str(directory / PLAN))
+        values["columns"] = tuple(values["columns"])
+        values["sample"] = {key: _draw(f"{key}={text}", text) for key, text in values["sample"].items()}
+        return Sweep(**values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"there is no sweep to resume in {directory} ({error})") from None
 
 
@@ -104,6 +174,17 @@ def _grid(items: tuple[str, ...]) -> dict[str, list[Any]]:
         check(bool(equals and values), f"--grid {item!r}: write KEY=VALUE,VALUE")
         grid[key] = [_number(value) for value in values.split(",")]
     return grid
+
+
+def _draws(items: tuple[str, ...]) -> dict[str, Draw]:
+    """KEY=KIND:NUMBER:NUMBER … as distributions. Raises UserError."""
+    return {item.partition("=")[0]: _draw(item, item.partition("=")[2]) for item in items}
+
+
+def _draw(item: str, text: str) -> Draw:
+    kind, *values = text.split(":")
+    check(bool(values), f"--sample {item!r}: write KEY=loguniform:0.1:100, KEY=choice:A:B and the like")
+    return Draw(kind, tuple(_number(value) for value in values))
 
 
 def _number(text: str) -> Any:
@@ -118,8 +199,10 @@ def _number(text: str) -> Any:
 def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     from infra.store import default_uri, prepare_store
     from infra.tracking import Tracker
+    from jobs.tuning.driver import Resources, run_trials
     from pipeline.data import check_data
     from pipeline.evaluate import metric_names
+    from pipeline.evaluate.classification import metric_name, questions
     from pipeline.objectives.systems import unused
     from pipeline.record import destination
 
@@ -127,12 +210,14 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     known = metric_names(plan.run, "val")
     if plan.metric not in known:
         raise UserError(f"the sweep's metric: no validation metric {plan.metric!r}" + nearest(plan.metric, known))
-    same = [key for key in unused(plan.run) if key in plan.grid and "model.system" not in plan.grid]
+    same = [key for key in unused(plan.run) if key in plan.keys and "model.system" not in plan.keys]
     if same:
         raise UserError(
-            f"the grid varies {', '.join(same)}, which model.system = {plan.run.model.system} makes no use of: its "
-            "cells would be the same runs; leave it out, or choose another system"
+            f"the sweep varies {', '.join(same)}, which model.system = {plan.run.model.system} makes no use of: its "
+            "trials would be the same runs; leave it out, or choose another system"
         )
+    accuracies = (f"test/{metric_name(label, given)}" for label, given in questions(plan.run))
+    plan = replace(plan, columns=plan.columns or (*accuracies, "test/elbo"))
     plan = replace(plan, run=config.override(plan.run, {"tracking.uri": plan.run.tracking.uri or default_uri()}))
     tracking = plan.run.tracking
     try:
@@ -146,11 +231,14 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         prepare_store(where.uri, where.experiment, None)
         tracker = Tracker(directory, where)
         tracker.params({f"grid.{key}": list(values) for key, values in plan.grid.items()})
+        tracker.params({f"sample.{key}": str(draw) for key, draw in plan.sample.items()})
         tracker.params(config.flatten(config.to_dict(plan.run)))
         tracker.tags({"pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint})
+    resources = Resources(options.cpus, options.gpus, options.hours, options.retries, options.ray)
     status = "FAILED"
     try:
-        trials = _run_trials(plan, directory, where.identity, options.cpus)
+        run_trials(plan, directory, where.identity, resources)
+        trials = _trials(plan, directory)
         baselines = _baselines(plan, manifest)
         files = [write_csv(plan, trials, baselines, command, directory / "table.csv")]
         picture = draw(plan, trials, baselines, directory / "supervision.png")
@@ -194,98 +282,18 @@ def _look_further(recipe: str, directory: Path, best: list[Trial], uri: str) -> 
         print(f"  mlflow ui --backend-store-uri {uri}" if not uri.startswith("http") else f"  {uri}")
 
 
-def _run_trials(plan: Sweep, directory: Path, identity: str, cpus: int) -> list[Trial]:
-    """Every cell of the grid through Ray Tune, in the order of the grid."""
-    for name, value in {
-        "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }.items():  # fmt: skip
-        os.environ.setdefault(name, value)
-    import logging
+def _trials(plan: Sweep, directory: Path) -> list[Trial]:
+    """What became of every trial that was begun."""
+    from jobs.tuning.driver import best_so_far
 
-    import ray
-    from ray import tune
-    from rich.console import Console
-    from rich.progress import Progress
-
-    cells = plan.cells()
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{len(cells)} trials", total=len(cells))
-
-        class Bar(tune.Callback):
-            def __reduce__(self) -> tuple[Any, ...]:
-                return tune.Callback, ()  # Ray saves its callbacks; a bar on this terminal is nothing to save
-
-            def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                bar.advance(task)
-                if not sys.stderr.isatty():
-                    done = sum(t.status == "TERMINATED" for t in trials) + 1
-                    print(f"trial {trial.config['name']} done ({done} of {len(cells)})", file=sys.stderr, flush=True)
-
-        ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        try:
-            tuner = tune.Tuner(
-                tune.with_resources(_trial, {"cpu": cpus}),
-                param_space={
-                    "name": tune.grid_search([_trial_name(number, cell) for number, cell in enumerate(cells)]),
-                    "cells": {_trial_name(number, cell): dict(cell) for number, cell in enumerate(cells)},
-                    "run": config.to_dict(plan.run),
-                    "directory": str(directory),
-                    "identity": identity,
-                },
-                tune_config=tune.TuneConfig(metric=plan.metric, mode=plan.direction, reuse_actors=True),
-                run_config=tune.RunConfig(
-                    name="ray",
-                    storage_path=str(directory),
-                    verbose=0,
-                    callbacks=[Bar()],
-                    failure_config=tune.FailureConfig(max_failures=0),
-                ),
-            )
-            results = {result.config["name"]: result for result in tuner.fit()}
-        finally:
-            ray.shutdown()
-    trials = []
-    for number, cell in enumerate(cells):
-        result = results.get(_trial_name(number, cell))
-        place = directory / _trial_name(number, cell)
-        if result is None or result.error or "pairs" not in (result.metrics or {}):
-            reason = str(result.error or UNFINISHED).strip().splitlines()[-1] if result else UNFINISHED
-            trials.append(Trial(cell, place, {}, 0, reason))
-            continue
-        metrics = {name: value for name, value in result.metrics.items() if name.startswith(("val/", "test/"))}
-        trials.append(Trial(cell, place, metrics, int(result.metrics["pairs"])))
-    return trials
-
-
-def _trial_name(number: int, cell: dict[str, Any]) -> str:
-    settings = "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in cell.items())
-    return f"{number:03d}-{settings}".replace("/", "_")
-
-
-def _trial(settings: dict[str, Any]) -> None:
-    """One trial, in a Ray worker: the training of a plain run, then its test metrics."""
-    from ray import tune
-
-    from pipeline.evaluate.run import evaluate_run
-    from pipeline.train import train
-
-    run = config.override(config.from_dict(settings["run"]), settings["cells"][settings["name"]])
-    directory = Path(settings["directory"]) / settings["name"]
-
-    def report(step: int, metrics: dict[str, float]) -> bool:
-        tune.report({**metrics, "step": step})
-        return False
-
-    result = train(
-        run, directory, resume=True, report=report,
-        identity=f"{settings['identity']}/{settings['name']}", parent=settings["identity"],
-    )  # fmt: skip
-    best = result.best or {}
-    evaluation = evaluate_run(directory, "test", run, studies=())
-    final = {**result.metrics, **evaluation.metrics, best["metric"]: best["value"]}
-    tune.report({**final, "step": result.step, "pairs": result.rows.get("complete", result.rows.get("declared", 0))})
+    ledger, found = Ledger(directory), []
+    for entry in ledger.entries:
+        place, outcome = directory / entry.name, ledger.outcome(entry)
+        metrics = outcome.metrics if outcome and outcome.metrics else best_so_far(place, plan)
+        error = UNFINISHED if outcome is None else outcome.error
+        stopped = outcome is not None and outcome.ending == "stopped"
+        found.append(Trial(entry.cell, place, metrics, outcome.pairs if outcome else 0, error, stopped))
+    return found
 
 
 def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:

@@ -18,15 +18,18 @@ FRACTION = "pairing.fraction"
 
 @dataclass(frozen=True)
 class Trial:
-    """One cell of the grid and what became of it."""
+    """A trial and what became of it."""
 
     cell: Mapping[str, Any]
+    """The keys in which it differs from the others."""
     directory: Path
     metrics: Mapping[str, float]
     """The validation metric at its best step, and the test metrics of that checkpoint; empty when it failed."""
     pairs: int
     """Complete rows that the training view showed."""
     error: str = ""
+    stopped: bool = False
+    """By the scheduler, before its last step: no test data were looked at."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ def write_csv(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], comm
     with file.open("w", newline="") as stream:
         stream.write(f"# {command}; seed {sweep.run.seed}; {sweep.run.train.steps} steps; data {sweep.run.data}\n")
         writer = csv.writer(stream)
-        writer.writerow(["model", *sweep.grid, "pairs", *columns, "error"])
+        writer.writerow(["model", *sweep.keys, "pairs", *columns, "error"])
         for trial in trials:
             numbers = [trial.metrics.get(name, "") for name in columns]
-            writer.writerow(["MVAE", *(trial.cell[key] for key in sweep.grid), trial.pairs, *numbers, trial.error])
+            writer.writerow(["MVAE", *(trial.cell[key] for key in sweep.keys), trial.pairs, *numbers, trial.error])
         for baseline in baselines:
-            cell = [baseline.cell.get(key, "") for key in sweep.grid]
+            cell = [baseline.cell.get(key, "") for key in sweep.keys]
             scores = [baseline.scores.get(name, "") for name in columns]
             writer.writerow(["logistic regression", *cell, baseline.pairs, *scores, ""])
     return file
@@ -101,27 +104,35 @@ def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Pat
     return file
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def show(plan: Sweep, trials: list[Trial], baselines: list[Baseline]) -> None:
     """The table; the best trial of each fraction, by validation, in bold."""
     from rich.console import Console
     from rich.table import Table
 
     columns = [plan.metric, *plan.columns]
-    titles = ["model", *plan.grid, "pairs", *columns]
+    titles = ["model", *plan.keys, "pairs", *columns]
     table = Table(*(re.sub("[./_]", " ", title) for title in titles), title=f"sweep of {plan.run.recipe}")
     best = best_trials(plan, trials)
     for number, trial in enumerate(trials):
         values = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "-" for name in columns]
-        style = "bold" if number in best else "red" if trial.error else None
-        table.add_row("MVAE", *(str(trial.cell[key]) for key in plan.grid), str(trial.pairs), *values, style=style)
+        style = "bold" if number in best else "red" if trial.error else "dim" if trial.stopped else None
+        table.add_row(
+            "MVAE", *(_short(trial.cell[key]) for key in plan.keys), str(trial.pairs or ""), *values, style=style
+        )
     for baseline in baselines:
-        cells = [str(baseline.cell.get(key, "")) for key in plan.grid]
+        cells = [_short(baseline.cell.get(key, "")) for key in plan.keys]
         values = [f"{baseline.scores[name]:.4f}" if name in baseline.scores else "" for name in columns]
         table.add_row("LR", *cells, str(baseline.pairs), *values, style="cyan")
     Console(width=max(120, Console().width)).print(table)
     print(
         "bold: best of its fraction by validation; LR: logistic regression on the same pairs; ELBO in nats, λ = β = 1"
     )
+    if any(trial.stopped for trial in trials):
+        print("dim: ended early by the scheduler, at its best validation so far")
     for trial in trials:
         if trial.error:
             print(f"failed: {trial.directory.name}: {trial.error}")

@@ -51,8 +51,6 @@ def recipe(name: str, data: str | None = None) -> Run:
     return RECIPES[name]()
 
 
-def sweep(name: str) -> Sweep:
-    """The sweep of a recipe. Raises UserError with the nearest names."""
-    if name not in SWEEPS:
-        raise UserError(f"no sweep {name!r}" + nearest(name, list(SWEEPS)))
-    return SWEEPS[name]()
+def sweepable() -> list[str]:
+    """Recipes that `pairstream sweep` takes, those with a sweep of their own first."""
+    return list(dict.fromkeys([*SWEEPS, *RECIPES, *OF_DATA]))

@@ -1,0 +1,155 @@
+"""Runs the trials of a sweep through Ray Tune. Only what jobs/tuning/ holds knows Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+from rich.progress import Progress
+
+from infra.distributed import cores
+from infra.errors import UserError
+from infra.journal import JOURNAL, points
+from jobs.tuning.ledger import Ledger, Outcome, end, outcome_in
+from jobs.tuning.plan import Plan, scheduler
+from jobs.tuning.trial import Setting, name_of_trial, trial
+from pipeline import config
+from pipeline.recipes.sweep import Sweep
+
+ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
+}  # fmt: skip
+"""The last: seconds that a trial has to save after its scheduler has stopped it."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the sweep may use."""
+
+    cpus: float = 1
+    """Of each trial."""
+    gpus: float = 0
+    """Of each trial."""
+    hours: float = 0
+    """Of the whole sweep; 0 is as long as it takes."""
+    retries: int = 2
+    """How often a trial is begun anew from its checkpoint where its worker or machine was lost."""
+    address: str = ""
+    """Of a Ray cluster that runs already; empty starts Ray on this machine."""
+
+
+def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resources) -> Ledger:
+    """All trials that have not ended, each in a directory of its own; what became of them is in the ledger.
+
+    Raises UserError where no Ray answers at the address, or has not what one trial needs.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    ledger = Ledger(directory)
+    plan = Plan(sweep, ledger)
+    if not plan.left:
+        return ledger
+    setting = Setting(
+        config.to_dict(sweep.run), str(directory), identity, sweep.metric, uuid.uuid4().hex, sweep.scheduler == "pbt"
+    )
+    _connect(resources)
+    try:
+        with Progress(console=Console(stderr=True)) as bar:
+            left = plan.left
+            given: dict[str, Any] = {"search_alg": plan, "num_samples": left}
+            space: dict[str, Any] = {}
+            if sweep.scheduler == "pbt":  # takes no searcher beside itself
+                given, space = {}, plan.everything()
+            watch = _Watch(bar, bar.add_task(f"{sweep.total} trials", total=left), directory, resources.hours)
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(trial, setting=setting), {"cpu": resources.cpus, "gpu": resources.gpus}
+                ),
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    **given, metric=sweep.metric, mode=sweep.direction, scheduler=scheduler(sweep), reuse_actors=True,
+                    time_budget_s=3600 * resources.hours or None,
+                ),
+                run_config=tune.RunConfig(
+                    name="ray", storage_path=str(directory), verbose=0, callbacks=[watch],
+                    failure_config=tune.FailureConfig(max_failures=resources.retries),
+                ),
+            )  # fmt: skip
+            tuner.fit()
+    finally:
+        ray.shutdown()
+    return Ledger(directory)
+
+
+def _connect(resources: Resources) -> None:
+    if resources.address:
+        try:
+            ray.init(
+                resources.address, log_to_driver=False, logging_level=logging.ERROR,
+                runtime_env={"env_vars": ENVIRONMENT},
+            )  # fmt: skip
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster answers at {resources.address} ({error}): start one, or leave --ray away"
+            ) from None
+    else:
+        ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    there = ray.cluster_resources()
+    for name, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+        if wanted > there.get(name, 0):
+            ray.shutdown()
+            raise UserError(f"a trial asks for {wanted:g} {name}s, there are {there.get(name, 0):g}")
+
+
+class _Watch(tune.Callback):
+    """Moves the progress bar, and writes down which trials a scheduler has stopped."""
+
+    def __init__(self, bar: Progress, task: Any, directory: Path, hours: float) -> None:
+        self.bar, self.task, self.directory, self.over = bar, task, directory, 0
+        self.deadline = time.monotonic() + 3600 * hours if hours else float("inf")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tune.Callback, ()  # Ray saves its callbacks; a bar on this terminal is nothing to save
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        directory = self._place(trial)
+        if time.monotonic() >= self.deadline and outcome_in(directory) is None:
+            return  # the sweep's time is over, not the trial's: --resume goes on with it
+        if outcome_in(directory) is None:
+            end(directory, Outcome("stopped", int((trial.last_result or {}).get("step", 0))))
+        self._say(trial, "done")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        reason = str(trial.get_error() or "lost").strip().splitlines()[-1]
+        end(self._place(trial), Outcome("failed", 0, error=reason))
+        self._say(trial, "failed")
+
+    def _place(self, trial: Any) -> Path:
+        return self.directory / name_of_trial(self.directory, trial.trial_id, trial.config)
+
+    def _say(self, trial: Any, how: str) -> None:
+        self.over += 1
+        self.bar.advance(self.task)
+        if not sys.stderr.isatty():
+            print(f"trial {self._place(trial).name} {how} ({self.over})", file=sys.stderr, flush=True)
+
+
+def best_so_far(directory: Path, sweep: Sweep) -> Mapping[str, float]:
+    """The best value of the sweep's metric that a trial has come to; nothing where it has not been validated."""
+    if not (directory / JOURNAL).is_file():
+        return {}
+    values = [metrics[sweep.metric] for _, metrics in points(directory) if sweep.metric in metrics]
+    return {sweep.metric: (max if sweep.direction == "max" else min)(values)} if values else {}
