@@ -41,7 +41,7 @@ class Draw:
         if self.kind not in DRAWS:
             raise UserError(f"no distribution {self.kind!r}" + nearest(self.kind, list(DRAWS)))
         wanted = DRAWS[self.kind]
-        if len(self.values) != wanted and (wanted or not self.values):
+        if (len(self.values) != wanted) if wanted else not self.values:
             raise UserError(f"{self}: {self.kind} takes {'LOW:HIGH' if wanted else 'one value or more'}")
         if wanted:
             low, high = self.values

@@ -78,7 +78,7 @@ def test_the_table_is_read_by_validation_and_names_its_command(tmp_path: Path) -
     plan = digits_sweep()
     test = plan.columns[0]
     trials = []
-    for number, cell in enumerate(plan.cells()):
+    for number, cell in enumerate(plan.grid_cells()):
         metrics = {plan.metric: 0.5 + 0.01 * number, **dict.fromkeys(plan.columns, 0.9 - 0.01 * number)}
         trials.append(Trial(cell, tmp_path / str(number), metrics if number else {}, 63, "" if number else "it burnt"))
     best = best_trials(plan, trials)

@@ -216,13 +216,13 @@ def test_the_configuration_imports_no_torch() -> None:
 
 def test_a_grid_is_every_combination() -> None:
     plan = Sweep(RUN, {"objective.k": (0, 1), "objective.lambda.label": (1, 50)}, "val/elbo")
-    assert plan.cells() == [{"objective.k": k, "objective.lambda.label": weight} for k in (0, 1) for weight in (1, 50)]
-    assert [override(RUN, cell).objective.lambda_["label"] for cell in plan.cells()] == [1, 50, 1, 50]
+    assert plan.grid_cells() == [{"objective.k": k, "objective.lambda.label": weight} for k in (0, 1) for weight in (1, 50)]
+    assert [override(RUN, cell).objective.lambda_["label"] for cell in plan.grid_cells()] == [1, 50, 1, 50]
 
 
 @pytest.mark.parametrize("grid", [{}, {"objective.k": ()}, {"objective.k": (1,), "seed": []}])
 def test_an_empty_grid_is_refused(grid: dict[str, Any]) -> None:
-    assert "empty" in sentence(lambda: Sweep(RUN, grid, "val/elbo"))
+    assert "nothing to sweep" in sentence(lambda: Sweep(RUN, grid, "val/elbo"))
 
 
 def test_a_grid_is_checked_before_anything_runs() -> None:
