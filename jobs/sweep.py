@@ -57,9 +57,11 @@ class Options:
     direction: Literal["", "max", "min"] = ""
     """Whether a large or a small value of it is good."""
     cpus: int = 1
-    """Cores of each trial; as many trials run at once as fit."""
+    """Cores of each trial's rank; as many trials run at once as fit."""
     gpus: float = 0.0
-    """GPUs of each trial; with 0.25 four share one."""
+    """GPUs of each trial's rank; with 0.25 four share one."""
+    ranks: int = 1
+    """Ranks of each trial, each with as many cores and GPUs."""
     hours: float = 0.0
     """End after so long; --resume goes on. 0 is no limit."""
     retries: int = 2
@@ -234,7 +236,7 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         tracker.params({f"sample.{key}": str(draw) for key, draw in plan.sample.items()})
         tracker.params(config.flatten(config.to_dict(plan.run)))
         tracker.tags({"pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint})
-    resources = Resources(options.cpus, options.gpus, options.hours, options.retries, options.ray)
+    resources = Resources(options.cpus, options.gpus, options.ranks, options.hours, options.retries, options.ray)
     status = "FAILED"
     try:
         run_trials(plan, directory, where.identity, resources)

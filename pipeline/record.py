@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from infra.distributed import World
 from infra.errors import UserError
-from infra.journal import JOURNAL, Journal
+from infra.journal import JOURNAL, Journal, parse
 from infra.store import Destination, default_uri, prepare_store
 from infra.tracking import Tracker
 from pipeline import config
@@ -45,6 +45,19 @@ def destination(run: Run, directory: Path, identity: str | None = None, parent: 
 def training_lock(directory: Path) -> FileLock:
     """Held by the process that trains in a run's directory; taking it raises filelock.Timeout at once."""
     return FileLock(directory / "training.lock", timeout=0)
+
+
+def settle(directory: Path, status: str) -> None:
+    """Say how a run ended whose own process was killed before it could; nothing where it did."""
+    file = directory / JOURNAL
+    said = (
+        [record["status"] for line in file.open("rb") if "status" in (record := parse(line) or {})]
+        if file.exists()
+        else []
+    )
+    if said and said[-1] == "RUNNING" and (directory / "tracking.json").is_file():
+        where = destination(config.load(directory / "run.json"), directory)
+        Tracker(directory, where, running=False).close(status)
 
 
 class Record:

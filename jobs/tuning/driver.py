@@ -22,9 +22,11 @@ from infra.errors import UserError
 from infra.journal import JOURNAL, points
 from jobs.tuning.ledger import Ledger, Outcome, end, outcome_in
 from jobs.tuning.plan import Plan, scheduler
+from jobs.tuning.ranks import bundles
 from jobs.tuning.trial import Setting, name_of_trial, trial
 from pipeline import config
 from pipeline.recipes.sweep import Sweep
+from pipeline.record import settle
 
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0",
@@ -40,8 +42,10 @@ class Resources:
     """What the sweep may use."""
 
     cpus: float = 1
-    """Of each trial."""
+    """Of each rank."""
     gpus: float = 0
+    """Of each rank."""
+    ranks: int = 1
     """Of each trial."""
     hours: float = 0
     """Of the whole sweep; 0 is as long as it takes."""
@@ -63,7 +67,13 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
     if not plan.left:
         return ledger
     setting = Setting(
-        config.to_dict(sweep.run), str(directory), identity, sweep.metric, uuid.uuid4().hex, sweep.scheduler == "pbt"
+        config.to_dict(sweep.run),
+        str(directory),
+        identity,
+        sweep.metric,
+        uuid.uuid4().hex,
+        sweep.scheduler == "pbt",
+        resources.ranks,
     )
     _connect(resources)
     try:
@@ -76,7 +86,7 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
             watch = _Watch(bar, bar.add_task(f"{sweep.total} trials", total=left), directory, resources.hours)
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(trial, setting=setting), {"cpu": resources.cpus, "gpu": resources.gpus}
+                    tune.with_parameters(trial, setting=setting), _asked(resources)
                 ),
                 param_space=space,
                 tune_config=tune.TuneConfig(
@@ -91,7 +101,18 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
             tuner.fit()
     finally:
         ray.shutdown()
-    return Ledger(directory)
+    ledger = Ledger(directory)
+    for entry in ledger.entries:  # what was ended in the midst of its last words
+        outcome = ledger.outcome(entry)
+        if outcome:
+            settle(directory / entry.name, "FAILED" if outcome.ending == "failed" else "FINISHED")
+    return ledger
+
+
+def _asked(resources: Resources) -> Any:
+    if resources.ranks == 1:
+        return {"cpu": resources.cpus, "gpu": resources.gpus}
+    return bundles(resources.ranks, resources.cpus, resources.gpus)
 
 
 def _connect(resources: Resources) -> None:
@@ -108,7 +129,7 @@ def _connect(resources: Resources) -> None:
     else:
         ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     there = ray.cluster_resources()
-    for name, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+    for name, wanted in (("CPU", resources.cpus * resources.ranks), ("GPU", resources.gpus * resources.ranks)):
         if wanted > there.get(name, 0):
             ray.shutdown()
             raise UserError(f"a trial asks for {wanted:g} {name}s, there are {there.get(name, 0):g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -10,7 +11,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from filelock import Timeout
 
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
@@ -26,6 +29,8 @@ TIME = "validations"
 """What Ray's schedulers count in."""
 DONOR, IDS = "donor.json", "ray-trials"
 ATTEMPTS = 5
+ORPHAN = 60
+"""Seconds for a worker without a driver to end."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Setting:
     """Of the driver: one that takes over has heard nothing yet."""
     exploits: bool = False
     """Trials take over one another's weights (population-based training)."""
+    ranks: int = 1
+    """Of each trial."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,9 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
     cell = {key: value for key, value in settings.items() if key != NAME}
     from ray import tune
 
+    from jobs.tuning.ranks import on_ranks
+    from pipeline.record import training_lock
+
     directory = Path(setting.directory) / name_of_trial(
         Path(setting.directory), tune.get_context().get_trial_id(), settings
     )
@@ -127,8 +137,11 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
     reporter.replay()
     if not (reporter.over or (ended and ended.ending != "failed")):
         run = config.override(config.from_dict(setting.run), cell)
+        with contextlib.suppress(Timeout), training_lock(directory).acquire(timeout=ORPHAN):
+            pass  # a worker that has lost its driver ends within seconds, and lets go
+        do = work if setting.ranks == 1 else on_ranks
         try:
-            outcome = _train(run, directory, reporter)
+            outcome = do(run, directory, setting, reporter)
         except UserError as error:
             outcome = Outcome("failed", 0, error=str(error))
         if outcome:
@@ -137,15 +150,22 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
         sys.exit(0)  # as Ray has asked; what returns is told to Ray once more, and Ray does not listen any longer
 
 
-def _train(run: Run, directory: Path, reporter: Reporter) -> Outcome | None:
-    """How the training ended; None where the driver has to say (a scheduler's stop, or only a pause)."""
+class Report(Protocol):
+    """Called after each validation; returns whether to stop, and knows afterwards whether it has said so."""
+
+    over: bool
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool: ...
+
+
+def work(run: Run, directory: Path, setting: Setting, report: Report) -> Outcome | None:
+    """How the training ended; None where the driver has to say (a scheduler's stop, or only a pause). Collective."""
     from pipeline.evaluate.run import evaluate_run
     from pipeline.train import train
 
-    setting = reporter.setting
     identity = f"{setting.identity}/{directory.name}"
-    result = train(run, directory, resume=True, report=reporter, identity=identity, parent=setting.identity)
-    if reporter.over or result.status == "preempted":
+    result = train(run, directory, resume=True, report=report, identity=identity, parent=setting.identity)
+    if report.over or result.status == "preempted":
         return None
     best = result.best or {}
     evaluation = evaluate_run(directory, "test", run, studies=())

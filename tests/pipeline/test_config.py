@@ -216,7 +216,9 @@ def test_the_configuration_imports_no_torch() -> None:
 
 def test_a_grid_is_every_combination() -> None:
     plan = Sweep(RUN, {"objective.k": (0, 1), "objective.lambda.label": (1, 50)}, "val/elbo")
-    assert plan.grid_cells() == [{"objective.k": k, "objective.lambda.label": weight} for k in (0, 1) for weight in (1, 50)]
+    assert plan.grid_cells() == [
+        {"objective.k": k, "objective.lambda.label": weight} for k in (0, 1) for weight in (1, 50)
+    ]
     assert [override(RUN, cell).objective.lambda_["label"] for cell in plan.grid_cells()] == [1, 50, 1, 50]
 
 
