@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.schedulers import (
     ASHAScheduler,
@@ -52,7 +53,8 @@ class Plan(Searcher):
         if self.waiting:
             entry = self.waiting.pop(0)
         else:
-            entry = self.ledger.begin(chosen or self.sweep.cell(len(self.ledger.entries)))
+            cell = chosen or self.sweep.cell(len(self.ledger.entries))
+            entry = self.ledger.begin({key: np.asarray(value).item() for key, value in cell.items()})  # of JSON's kinds
         changed = told_in(self.ledger.directory / entry.name).changed
         return {NAME: entry.name, **(changed or entry.cell)}
 
@@ -108,7 +110,11 @@ def _searcher(sweep: Sweep, begun: Sequence[dict[str, Any]]) -> Searcher | None:
         from ray.tune.search.bohb import TuneBOHB
 
         return TuneBOHB(
-            space, metric=sweep.metric, mode=sweep.direction, points_to_evaluate=points, seed=sweep.run.seed
+            TuneBOHB.convert_search_space(space),
+            metric=sweep.metric,
+            mode=sweep.direction,
+            points_to_evaluate=points,
+            seed=sweep.run.seed,
         )
     except (ImportError, AssertionError):
         packages = {"optuna": "optuna", "bohb": "hpbandster and ConfigSpace"}[sweep.search]

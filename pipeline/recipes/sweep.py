@@ -105,6 +105,8 @@ class Sweep:
             raise UserError(
                 f"--search {self.search} chooses every key itself: --sample KEY=choice:A:B in place of --grid"
             )
+        if self.search == "bohb" and self.scheduler != "hyperband":
+            raise UserError("--search bohb learns from what hyperband stops early: add --scheduler hyperband")
         for number in range(self.total // self.trials):
             override(self.run, self.cell(number))
         if self.metric.endswith("objective") and any(key.startswith(WEIGHTS) for key in self.keys):

@@ -58,6 +58,7 @@ REFUSED = [
     (lambda: swept(grid={FRACTION: (0.1, 7)}), "pairing.fraction is 7"),
     (lambda: swept(grid={"seed": range(10_001)}), "10,001 trials are more than 10,000"),
     (lambda: swept(search="optuna"), "chooses every key itself"),
+    (lambda: swept(search="bohb", grid={}, sample={WEIGHT: Draw("uniform", (0, 1))}), "add --scheduler hyperband"),
     (lambda: swept(scheduler="pbt"), "changes keys in mid-run"),
     (lambda: swept(scheduler="pbt", grid={}, sample={FRACTION: Draw("uniform", (0, 1))}), "not pairing.fraction"),
     (lambda: swept(grid={WEIGHT: (1, 2)}, metric="val/objective"), "weighted by what this sweep varies"),
