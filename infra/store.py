@@ -117,8 +117,8 @@ def ensure_run(destination: Destination, started: int | None = None) -> str:
 
 
 def runs(uri: str, experiment: str | None = None) -> list[dict[str, Any]]:
-    """All runs of an experiment, or of all, newest first: run_id, name, identity and parent (identities; None
-    for runs of others), status, start (ms since the epoch), params, metrics (latest values), tags.
+    """All runs of an experiment, or of all, newest first: run_id, experiment_id, name, identity and parent (identities;
+    None for runs of others), status, start (ms since the epoch), params, metrics (latest values), tags.
 
     Raises TrackingError where the store or the experiment cannot be read.
     """
@@ -140,6 +140,7 @@ def runs(uri: str, experiment: str | None = None) -> list[dict[str, Any]]:
     return [
         {
             "run_id": run.info.run_id,
+            "experiment_id": run.info.experiment_id,
             "name": run.info.run_name,
             "identity": run.data.tags.get(IDENTITY),
             "parent": run.data.tags.get(PARENT),

@@ -1,28 +1,30 @@
-"""pairstream review [EXPERIMENT] [--sync] [--filter TEXT] [--sort KEY] [--columns KEY …] [--limit N] [--json]
+"""pairstream review [EXPERIMENT] [--filter ITEM …] [--sort KEY] [--columns KEY …] [--metric KEY] [--diff RUN RUN]
+    [--effects] [--pictures DIR] [--report FILE] [--csv FILE] [--sync] [--limit N] [--json]
 
-A table of an experiment's MLflow runs, a sweep's trials under their sweep, and the line that opens MLflow's own pages.
+An experiment's MLflow runs: each sweep with its trials, the best first, then the runs on their own; what a swept key
+does to the metric, what two runs differ in, pictures, a page, and the line that opens MLflow's own pages.
+
 With --sync it first delivers every journal under runs/ that MLflow has not got yet, and exits with 1 where something
 still waits.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from infra.errors import UserError, nearest
+from infra.errors import UserError
 from jobs.arguments import RUNS, closing_json, parse
 from pipeline.settings import Tracking, check
 
-ALWAYS = ("name", "status", "start")
-USUAL = ("pairing.fraction", "objective.k", "objective.lambda.label", "val/elbo")
-STYLES = {"FAILED": "red", "KILLED": "yellow", "RUNNING": "green"}
+if TYPE_CHECKING:
+    from pipeline.review.effects import Effects
+    from pipeline.review.groups import Group
+    from pipeline.review.rows import Row
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,36 @@ class Options:
     """MLflow tracking URI; empty means MLFLOW_TRACKING_URI, or runs/mlflow.db where that is unset."""
     sync: bool = False
     """First deliver what MLflow has not got yet of the runs under runs/."""
-    filter: str = ""
-    """Show only runs with this text in their name, their status or a KEY=VALUE of their parameters."""
-    sort: str = "-start"
-    """Parameter, metric, name, status or start to sort by; a leading - puts the largest first."""
+    filter: tuple[str, ...] = ()
+    """Show only runs of which all of these hold: conditions ('pairing.fraction<0.1', status=FINISHED, 'val/elbo>-120'),
+    or a text in their name, their sweep's name, their status or a KEY=VALUE of their parameters."""
+    sort: str = ""
+    """Parameter, metric, name, status or start to sort by; a leading - puts the largest first. Where not given, the
+    best trial of a sweep and the newest run on its own come first."""
     columns: tuple[str, ...] = ()
     """Parameters (pairing.fraction) and metrics (val/elbo) to show instead of the usual ones."""
     limit: int = 50
     """Rows to show; 0 shows all."""
+    metric: str = ""
+    """Metric by which runs are compared; that which picked their checkpoints where not given."""
+    direction: Literal["max", "min", ""] = ""
+    """Whether a larger or a smaller value of it is better; guessed from its name where not given."""
+    diff: tuple[str, str] | None = None
+    """Two runs (name, SWEEP/NAME, id, or the beginning of one): what they differ in, and their metrics side by side."""
+    effects: bool = False
+    """The metric's mean at each value of each swept key, over the other keys."""
+    pictures: Path | None = None
+    """Directory for pictures of sweeps: parallel coordinates, and the metric over supervision."""
+    report: Path | None = None
+    """HTML file that holds all of this; it is logged to the sweep's MLflow run where it is of a single one."""
+    csv: Path | None = None
+    """CSV file of the runs that match, with all that is known of them or --columns."""
     json: bool = False
     """Print one JSON object as the last line."""
 
 
 def main(arguments: list[str]) -> int:
+    command = f"pairstream review {' '.join(arguments)}".strip()
     if "--sort" in arguments[:-1]:  # the parser would take a value like -start for an option
         at = arguments.index("--sort")
         arguments = [*arguments[:at], f"--sort={arguments[at + 1]}", *arguments[at + 2 :]]
@@ -53,32 +72,100 @@ def main(arguments: list[str]) -> int:
     check(options.limit >= 0, f"--limit is {options.limit}: choose 0 or more")
     from infra.store import TrackingError, default_uri, runs
     from infra.tracking import progress, undelivered
+    from pipeline.review.rows import Row
 
     uri = options.uri or default_uri()
     delivered = _sync() if options.sync else 0
     pending = sum(progress(directory).pending for directory in undelivered(RUNS))
     still_waiting = options.sync and pending > 0
     try:
-        found = runs(uri, options.experiment)
+        found = [Row.of(run) for run in runs(uri, options.experiment)]
     except TrackingError as error:
         if not still_waiting:
             raise
         print(error)  # nor could the journals be delivered, and that decides the exit code
         found = []
-    rows = _tree(_sorted(_matching(found, options.filter), options.sort))
-    shown = rows[: options.limit or None]
-    _show(_columns(found, options), shown, f"{len(shown)} of {len(found)} runs of {options.experiment}")
+    if not found and not still_waiting:
+        raise UserError(f"the experiment {options.experiment!r} in {uri} holds no run yet: train one, or name another")
+    told = _review(found, options, uri, command)
     if pending and not options.sync:
         print(f"{pending} lines of journals under {RUNS} wait for MLflow: --sync delivers them")
-    print(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
+    print(_opening(uri, found[0].experiment_id if found else ""))
     if options.json:
-        closing_json(
-            {
-                "experiment": options.experiment, "uri": uri, "runs": [run for _, run in shown],
-                "delivered": delivered, "pending": pending,
-            }
-        )  # fmt: skip
+        closing_json({"experiment": options.experiment, "uri": uri, **told, "delivered": delivered, "pending": pending})
     return 1 if still_waiting else 0
+
+
+def _review(found: list[Row], options: Options, uri: str, command: str) -> dict[str, object]:
+    """Show what was asked for and write its files; returns all of it for --json. Raises UserError."""
+    from pipeline.review import charts, filing, page, terminal
+    from pipeline.review.conditions import matching
+    from pipeline.review.difference import difference
+    from pipeline.review.effects import can_tell, effects_of
+    from pipeline.review.groups import check_metric, first, grouped, runs_of, told_runs
+    from pipeline.review.rows import check_key
+
+    for key in options.columns:
+        check_key(key, found, "--columns")
+    if options.sort:
+        check_key(options.sort.removeprefix("-"), found, "--sort")
+    check_metric(found, options.metric)
+    differ = difference(found, *options.diff) if options.diff else None
+    wanted = matching(found, options.filter)
+    groups = grouped(found, wanted, options.sort, options.metric, options.direction)
+    studied = [group for group in groups if group.parent] or groups
+    able = [group for group in studied if can_tell(group)]
+    if options.effects and not able:
+        check(bool(studied), f"--effects: no run of {options.experiment} matches")
+        able = studied[:1]  # which says why not
+    effects = {group.name: effects_of(group) for group in able} if options.effects or options.report else {}
+    pictures = {}
+    if options.pictures or options.report:
+        pictures = {group.name: charts.pictures(group, _keys(effects, group)) for group in studied}
+
+    shown = first(groups, options.limit)
+    for group, rows in zip(groups, shown, strict=True):
+        if rows or not group.rows:
+            terminal.show_group(group, rows, options.columns)
+    count, total = sum(map(len, shown)), sum(len(group.rows) for group in groups)
+    rest = f"; {total} match, --limit 0 shows them all" if total > count else ""
+    print(f"{count} of {len(runs_of(found))} runs of {options.experiment}{rest}")
+    if options.effects:
+        for name, effect in effects.items():
+            terminal.show_effects(effect, name)
+    if differ:
+        terminal.show_difference(differ)
+
+    files = filing.write_pictures(options.pictures, pictures) if options.pictures else []
+    if options.csv:
+        files.append(filing.write_csv(options.csv, told_runs(groups, first(groups, 0)), options.columns))
+    if options.report:
+        about = [f"{command}; {datetime.now():%Y-%m-%d %H:%M}; {uri}"]
+        text = page.page(f"Review of {options.experiment}", about, groups, effects, pictures, differ, options.columns)
+        files.append(filing.write(options.report, text))
+    for file in files:
+        print(f"written: {file}")
+    logged = filing.attach(options.report, groups, uri) if options.report else ""
+    if logged:
+        print(logged)
+    return {
+        "runs": told_runs(groups, shown), "best": [group.told for group in groups], "diff": differ,
+        "effects": effects, "files": files, "logged": logged,
+    }  # fmt: skip
+
+
+def _opening(uri: str, experiment: str) -> str:
+    """How to look at an experiment in MLflow's own pages, with the runs of trainings in front."""
+    page = f"#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
+    if uri.startswith("http"):
+        return f"{uri.rstrip('/')}/{page}"
+    return f"mlflow ui --backend-store-uri {uri}    shows it at http://127.0.0.1:5000/{page}"
+
+
+def _keys(effects: dict[str, Effects], group: Group) -> list[str]:
+    """The swept keys, the strongest first where their effects are known."""
+    known = effects.get(group.name)
+    return [effect.key for effect in known.effects] if known else group.swept
 
 
 def _sync() -> int:
@@ -99,74 +186,3 @@ def _sync() -> int:
             said.append(f"refused by MLflow: see {directory / REJECTED}")
     print("\n".join([*said, f"delivered {delivered} lines of {len(journals)} journals"]))
     return delivered
-
-
-def _fields(run: dict[str, Any]) -> dict[str, Any]:
-    """All of a run that can be a column or sorted by."""
-    return {**run["params"], **run["metrics"], **{key: run[key] for key in ALWAYS}}
-
-
-def _columns(runs: list[dict[str, Any]], options: Options) -> Sequence[str]:
-    """The columns asked for, or the usual ones that there are. Raises UserError for a key that no run has."""
-    known = sorted({key for run in runs for key in _fields(run)})
-    for key in (*options.columns, options.sort.removeprefix("-")):
-        if runs and key not in known:
-            raise UserError(f"no run of {options.experiment} has {key!r}" + nearest(key, known))
-    accuracies = [key for key in known if key.startswith("val/accuracy/")]
-    fullest = max(accuracies, key=len, default="")  # given all other modalities
-    return options.columns or [key for key in (*USUAL, fullest) if key in known]
-
-
-def _matching(found: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """The runs in which the text occurs, and the trials of a sweep whose own name has it."""
-    sweeps = {run["identity"] for run in found if run["identity"] and text.lower() in run["name"].lower()}
-    return [run for run in found if _matches(run, text) or run["parent"] in sweeps]
-
-
-def _matches(run: dict[str, Any], text: str) -> bool:
-    items = (run["name"], run["status"], *(f"{key}={value}" for key, value in run["params"].items()))
-    return any(text.lower() in item.lower() for item in items)
-
-
-def _rank(run: dict[str, Any], key: str) -> tuple[bool, float, str] | None:
-    """Numbers by size, then text by letters; None where a run has nothing to compare."""
-    value = _fields(run).get(key, math.nan)
-    try:
-        return None if math.isnan(float(value)) else (False, float(value), "")
-    except ValueError:
-        return True, 0.0, value
-
-
-def _sorted(runs: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
-    key = sort.removeprefix("-")
-    ranked = [(rank, run) for run in runs if (rank := _rank(run, key))]
-    ranked.sort(key=lambda pair: pair[0], reverse=sort.startswith("-"))
-    return [run for _, run in ranked] + [run for run in runs if not _rank(run, key)]
-
-
-def _tree(runs: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """(indent, run), children behind their parent where that is among the runs."""
-    children: dict[str, list[dict[str, Any]]] = {run["identity"]: [] for run in runs if run["identity"]}
-    for run in runs:
-        if run["parent"] in children:
-            children[run["parent"]].append(run)
-
-    def branch(run: dict[str, Any], indent: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield indent, run
-        for child in children.pop(run["identity"], ()):
-            yield from branch(child, indent + "  ")
-
-    return [row for top in [run for run in runs if run["parent"] not in children] for row in branch(top, "")]
-
-
-def _show(columns: Sequence[str], rows: list[tuple[str, dict[str, Any]]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*ALWAYS, *(re.sub(r"(?<=[./_])", "\n", key) for key in columns), title=title)
-    for indent, run in rows:
-        values = (_fields(run).get(key, "") for key in columns)
-        cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in values)
-        start = f"{datetime.fromtimestamp(run['start'] / 1000):%Y-%m-%d %H:%M}"
-        table.add_row(indent + run["name"], run["status"], start, *cells, style=STYLES.get(run["status"]))
-    Console(width=10_000, markup=False, highlight=False).print(table)  # as wide as it needs, and nothing cut off
