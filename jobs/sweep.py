@@ -22,9 +22,10 @@ import tyro
 from infra.disk import write_whole
 from infra.distributed import cores
 from infra.errors import UserError, nearest
+from infra.preemption import REQUEUE
 from infra.storage import absolute
 from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
-from jobs.tuning.ledger import Ledger
+from jobs.tuning.ledger import Ledger, best_so_far
 from pipeline import config
 from pipeline.config import Run
 from pipeline.recipes import SWEEPS, recipe, sweepable
@@ -234,8 +235,15 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         tracker = Tracker(directory, where)
         tracker.params({f"grid.{key}": list(values) for key, values in plan.grid.items()})
         tracker.params({f"sample.{key}": str(draw) for key, draw in plan.sample.items()})
-        tracker.params(config.flatten(config.to_dict(plan.run)))
-        tracker.tags({"pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint})
+        base = config.flatten(config.to_dict(plan.run))
+        tracker.params({key: value for key, value in base.items() if key not in plan.keys})
+        tracker.tags(
+            {
+                "pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint,
+                "pairstream.directory": str(directory), "pairstream.metric": plan.metric,
+                "pairstream.direction": plan.direction,
+            }
+        )  # fmt: skip
     resources = Resources(options.cpus, options.gpus, options.ranks, options.hours, options.retries, options.ray)
     status = "FAILED"
     try:
@@ -246,14 +254,16 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         picture = draw(plan, trials, baselines, directory / "supervision.png")
         files += [picture] if picture else []
         show(plan, trials, baselines)
-        failed = [trial for trial in trials if trial.error]
-        status = "FAILED" if failed else "FINISHED"
+        failed = [trial for trial in trials if trial.error and trial.error != UNFINISHED]
+        cut = len(trials) - len(failed) < plan.total or any(trial.error == UNFINISHED for trial in trials)
+        status = "FAILED" if failed else "KILLED" if cut else "FINISHED"
         best = best_trials(plan, trials)
         if tracker:
             for file in files:
                 tracker.artifact(file)
-            chosen = [trials[n] for n in best] or [Trial({}, directory, {}, 0)]
-            tracker.metrics(0, {f"best/{k}": v for k, v in max(chosen, key=lambda t: t.pairs).metrics.items()})
+            shown = max((trials[n] for n in best), key=lambda trial: trial.pairs, default=Trial({}, directory, {}, 0))
+            asked = (plan.metric, *plan.columns)
+            tracker.metrics(len(trials), {name: value for name, value in shown.metrics.items() if name in asked})
     finally:
         if tracker:
             tracker.close(status)
@@ -264,10 +274,10 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
         closing_json(
             {
                 "sweep": directory, "metric": plan.metric, "best": [jsonable(trials[n]) for n in best],
-                "trials": trials, "baselines": baselines, "failed": len(failed), "files": files,
+                "trials": trials, "baselines": baselines, "failed": len(failed), "cut": cut, "files": files,
             }
         )  # fmt: skip
-    return 1 if failed else 0
+    return 1 if failed else REQUEUE if cut else 0
 
 
 def _look_further(recipe: str, directory: Path, best: list[Trial], uri: str) -> None:
@@ -286,12 +296,10 @@ def _look_further(recipe: str, directory: Path, best: list[Trial], uri: str) -> 
 
 def _trials(plan: Sweep, directory: Path) -> list[Trial]:
     """What became of every trial that was begun."""
-    from jobs.tuning.driver import best_so_far
-
     ledger, found = Ledger(directory), []
     for entry in ledger.entries:
         place, outcome = directory / entry.name, ledger.outcome(entry)
-        metrics = outcome.metrics if outcome and outcome.metrics else best_so_far(place, plan)
+        metrics = outcome.metrics if outcome and outcome.metrics else best_so_far(place, plan.metric, plan.direction)
         error = UNFINISHED if outcome is None else outcome.error
         stopped = outcome is not None and outcome.ending == "stopped"
         found.append(Trial(entry.cell, place, metrics, outcome.pairs if outcome else 0, error, stopped))

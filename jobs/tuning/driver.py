@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -19,7 +22,6 @@ from rich.progress import Progress
 
 from infra.distributed import cores
 from infra.errors import UserError
-from infra.journal import JOURNAL, points
 from jobs.tuning.ledger import Ledger, Outcome, end, outcome_in
 from jobs.tuning.plan import Plan, scheduler
 from jobs.tuning.ranks import bundles
@@ -98,7 +100,8 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
                     failure_config=tune.FailureConfig(max_failures=resources.retries),
                 ),
             )  # fmt: skip
-            tuner.fit()
+            with _ending_as_interrupted():
+                tuner.fit()
     finally:
         ray.shutdown()
     ledger = Ledger(directory)
@@ -107,6 +110,21 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
         if outcome:
             settle(directory / entry.name, "FAILED" if outcome.ending == "failed" else "FINISHED")
     return ledger
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """TERM, USR1 and USR2 do what Ray does on INT: it ends its trials, and the sweep can go on later."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _asked(resources: Resources) -> Any:
@@ -166,11 +184,3 @@ class _Watch(tune.Callback):
         self.bar.advance(self.task)
         if not sys.stderr.isatty():
             print(f"trial {self._place(trial).name} {how} ({self.over})", file=sys.stderr, flush=True)
-
-
-def best_so_far(directory: Path, sweep: Sweep) -> Mapping[str, float]:
-    """The best value of the sweep's metric that a trial has come to; nothing where it has not been validated."""
-    if not (directory / JOURNAL).is_file():
-        return {}
-    values = [metrics[sweep.metric] for _, metrics in points(directory) if sweep.metric in metrics]
-    return {sweep.metric: (max if sweep.direction == "max" else min)(values)} if values else {}

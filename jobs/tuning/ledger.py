@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.disk import write_whole
+from infra.journal import JOURNAL, points
 
 TRIALS, OUTCOME, TRIAL = "trials.jsonl", "outcome.json", "trial.json"
 Ending = Literal["finished", "stopped", "failed"]
@@ -83,6 +84,14 @@ def end(directory: Path, outcome: Outcome) -> None:
     """Write down how a trial ended."""
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / OUTCOME, json.dumps(asdict(outcome)) + "\n")
+
+
+def best_so_far(directory: Path, metric: str, direction: str) -> Mapping[str, float]:
+    """The best value of the sweep's metric that a trial has come to; nothing where it has not been validated."""
+    if not (directory / JOURNAL).is_file():
+        return {}
+    values = [metrics[metric] for _, metrics in points(directory) if metric in metrics]
+    return {metric: (max if direction == "max" else min)(values)} if values else {}
 
 
 def name_of(number: int, cell: Mapping[str, Any]) -> str:

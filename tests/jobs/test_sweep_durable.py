@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from infra.journal import JOURNAL, points
+from infra.preemption import REQUEUE
 from infra.store import runs
 from jobs.tuning.ledger import Ledger
 from jobs.tuning.trial import told_in
@@ -76,8 +77,10 @@ def one_honest_record(place: Path, trials: int, jumps: bool = False) -> None:
         assert jumps or steps == list(range(5, steps[-1] + 1, 5)), "a point is missing"
 
 
-@pytest.mark.parametrize("scheduler", ["none", "asha"])
-def test_a_killed_driver(scheduler: str, tmp_path: Path, digits_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "number"), [("none", signal.SIGKILL), ("asha", signal.SIGKILL), ("none", signal.SIGTERM)]
+)
+def test_a_killed_driver(scheduler: str, number: signal.Signals, tmp_path: Path, digits_dir: Path) -> None:
     sweep = tmp_path / "runs/sw"
     first = started(tmp_path, "--data", str(digits_dir), *STEPS, *SAMPLE, "--trials", "5", "--scheduler", scheduler)
 
@@ -87,8 +90,8 @@ def test_a_killed_driver(scheduler: str, tmp_path: Path, digits_dir: Path) -> No
         return any(ends) and len(ends) > sum(ends)
 
     until(one_over_and_one_begun, first)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.send_signal(number)
+    assert first.wait(120) == (REQUEUE if number == signal.SIGTERM else -number)
     before = Ledger(sweep)
     ended = {
         entry.name: (sweep / entry.name / JOURNAL).read_text() for entry in before.entries if before.outcome(entry)
