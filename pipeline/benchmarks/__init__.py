@@ -32,6 +32,11 @@ BENCHMARKS = {
         "Batches from shards, checksums verified, against plain webdataset with the same decoder.",
         ("raw", "png", "jpeg", "text"),
     ),
+    "sweep": Benchmark(
+        "A sweep of eight trials against the same trainings in a plain loop: seconds that Ray costs a trial. --samples "
+        "is the steps of a trial.",
+        ("overhead",),
+    ),
     "manifest": Benchmark(
         "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)
     ),

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli import main
 from modalities import Image
-from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, step
+from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, step, sweep
 from pipeline.benchmarks.data import TOKENS, corpus
 from pipeline.benchmarks.harness import Turn, alternate, drawing, repeated
 
@@ -71,7 +71,7 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
     for outcome in result["cases"]:
         assert set(outcome["spread"]) == set(outcome["ratios"])
         assert all(ratio > 0 for ratio in [*outcome["ratios"].values(), *outcome["limits"].values()])
-        assert outcome["limits"] or outcome["series"]
+        assert outcome["limits"] or outcome["series"] or outcome["figures"]
         assert outcome["best"] in outcome["per_second"]
         assert isinstance(outcome["noisy"], bool)
     return result
@@ -153,6 +153,16 @@ def test_the_data_are_what_the_case_says(case: str) -> None:
         np.testing.assert_array_equal(batch[7], modality.decode(members[7:8])[0])
         if not isinstance(modality, Image) and case == "text":
             assert 5 < (batch > 0).sum(1).mean() < TOKENS
+
+
+@pytest.mark.slow
+def test_what_a_sweep_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "TRIALS", 1)
+    (outcome,) = bench(capsys, "sweep", "--samples", "10", "--blocks", "1")["cases"]
+    took = outcome["figures"]
+    loop, ours = took["plain loop, seconds a trial"], took["pairstream sweep, seconds a trial"]
+    assert outcome["ratios"]["pairstream sweep"] == pytest.approx(loop / ours, rel=0.5)
+    assert took["overhead, seconds a trial"] == pytest.approx(ours - loop)
 
 
 def test_cases_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
