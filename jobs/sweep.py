@@ -63,6 +63,8 @@ class Options:
     """GPUs of each trial's rank; with 0.25 four share one."""
     ranks: int = 1
     """Ranks of each trial, each with as many cores and GPUs."""
+    pack: int = 0
+    """Train so many trials side by side as one program, in this process: pays on a GPU, and for small models."""
     hours: float = 0.0
     """End after so long; --resume goes on. 0 is no limit."""
     retries: int = 2
@@ -95,6 +97,10 @@ def main(arguments: list[str]) -> int:
         f"--cpus {options.cpus}: this machine lets us use {cores()} cores",
     )
     check(options.gpus >= 0 and options.hours >= 0 and options.retries >= 0, "--gpus, --hours, --retries: 0 or more")
+    check(
+        options.pack >= 0 and not (options.pack and (options.ranks > 1 or options.ray or options.hours)),
+        "--pack trains in this process: leave --ranks, --ray and --hours away",
+    )
     places = {  # trials run in directories of their own
         "data": absolute(options.run.data),
         "mix": [f"{absolute(directory)}={share!r}" for directory, share in options.run.mixed()],
@@ -110,6 +116,10 @@ def main(arguments: list[str]) -> int:
             raise UserError(
                 f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
             )
+    check(
+        not options.pack or (plan.scheduler, plan.search) == ("none", "random"),
+        "--pack has no scheduler and draws by chance: leave --scheduler and --search away",
+    )
     return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
 
 
@@ -203,6 +213,7 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     from infra.store import default_uri, prepare_store
     from infra.tracking import Tracker
     from jobs.tuning.driver import Resources, run_trials
+    from jobs.tuning.packed import run_packed
     from pipeline.data import check_data
     from pipeline.evaluate import metric_names
     from pipeline.evaluate.classification import metric_name, questions
@@ -247,7 +258,10 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     resources = Resources(options.cpus, options.gpus, options.ranks, options.hours, options.retries, options.ray)
     status = "FAILED"
     try:
-        run_trials(plan, directory, where.identity, resources)
+        if options.pack:
+            run_packed(plan, directory, where.identity, options.pack)
+        else:
+            run_trials(plan, directory, where.identity, resources)
         trials = _trials(plan, directory)
         baselines = _baselines(plan, manifest)
         files = [write_csv(plan, trials, baselines, command, directory / "table.csv")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on a device (non-blocking)."""
         if device.type == "cpu":
             return self
@@ -43,7 +44,7 @@ class Batch:
             row_B=self.row_B.to(device, non_blocking=True),
         )
 
-    def pinned(self) -> Batch:
+    def pinned(self) -> Self:
         """The same batch in page-locked memory."""
         return replace(
             self,

@@ -44,6 +44,9 @@ class MultimodalVAE(nn.Module):
         self.generated = [name for name in modalities if name not in features]
         self._experts = {expert.name: expert for expert in self.family.experts}
         self._order = {name: number for number, name in enumerate(self._experts)}
+        """By encoder: the number of its expert."""
+        self._made = {name: name for name in self.generated}
+        """By decoder: the modality that it generates."""
         self.encoders = Bank(
             {name: self._encoder(expert) for name, expert in self._experts.items()},
             {
@@ -94,7 +97,7 @@ class MultimodalVAE(nn.Module):
         """
         anchor = torch.zeros((), device=batch.row_B.device)
         means, raws, places = [], [], []
-        inputs = {name: _rows_with(batch, expert.inputs) for name, expert in self._experts.items()}
+        inputs = self._inputs(batch)
         for names in self.encoders.together({name: len(rows) for name, (rows, _) in inputs.items()}):
             seen = [inputs[name] for name in names]
             ragged = Ragged([len(rows) for rows, _ in seen], self.bucket)
@@ -106,7 +109,7 @@ class MultimodalVAE(nn.Module):
             means.append(mu)
             raws.append(raw)
             places += [self._order[name] * len(batch) + rows for name, (rows, _) in zip(names, seen, strict=True)]
-        shape = (len(self._order), len(batch), self.latent)
+        shape = (len(self._experts), len(batch), self.latent)
         if not means:
             nothing = torch.zeros(shape, device=anchor.device)
             return nothing, nothing, anchor
@@ -115,6 +118,10 @@ class MultimodalVAE(nn.Module):
             scattered(part, np.concatenate(places), shape[0] * shape[1]).view(shape) for part in sums
         )
         return weighted, precision, anchor
+
+    def _inputs(self, batch: Batch) -> dict[str, tuple[np.ndarray, list[Tensor]]]:
+        """By encoder: the rows that it looks at, and their values."""
+        return {name: rows_with(batch, expert.inputs) for name, expert in self._experts.items()}
 
     def decode_all(
         self, batch: Batch, z_TBZ: Tensor, wanted_TBM: np.ndarray, noise_TBZ: Tensor | None = None
@@ -127,8 +134,7 @@ class MultimodalVAE(nn.Module):
         columns = {name: column for column, name in enumerate(self.modalities)}
         z_flat = z_TBZ.reshape(terms * rows, self.latent)
         context, anchor = self._context(batch)
-        wanted_MP = wanted_TBM.reshape(terms * rows, -1).T
-        pairs_of = {name: np.flatnonzero(wanted_MP[columns[name]]) for name in self.generated}
+        pairs_of = self._pairs(wanted_TBM)
         groups = self.decoders.together({name: len(pairs) for name, pairs in pairs_of.items()})
         raggeds = [Ragged([len(pairs_of[name]) for name in names], self.bucket) for names in groups]
         index = [ragged.index([pairs_of[n] for n in names]) for names, ragged in zip(groups, raggeds, strict=True)]
@@ -140,24 +146,31 @@ class MultimodalVAE(nn.Module):
         scores, places = [], []
         z_parts, row_parts = (whole.split([some.size for some in index]) for whole in (z_all, together))
         for names, ragged, some, z, z_rows in zip(groups, raggeds, index, z_parts, row_parts, strict=True):
-            modality, pairs = self.modalities[names[0]], [pairs_of[name] for name in names]
-            values = torch.cat([_values(batch, name, some % rows) for name, some in zip(names, pairs, strict=True)])
+            made, pairs = [self._made[name] for name in names], [pairs_of[name] for name in names]
+            modality = self.modalities[made[0]]
+            values = torch.cat([_values(batch, name, some % rows) for name, some in zip(made, pairs, strict=True)])
             inputs = [z.to(next(self.decoders[names[0]].parameters()).dtype).view(*some.shape, -1)]
             if modality.autoregressive:  # of one network: recurrent layers are not stacked
                 inputs += ragged.padded([[values]])
                 if noise_TBZ is not None:
                     first = noise_TBZ[..., 0].flatten().index_select(0, z_rows)
-                    inputs.append(uniform(first, names[0], values.shape[1]))
+                    inputs.append(uniform(first, made[0], values.shape[1]))
             parameters = ragged.flat(self.decoders.run_together(names, inputs))
             if not ragged.total:
                 anchor = anchor + _nothing(parameters)
                 continue
             scores.append(modality.log_likelihood(parameters, values))
-            places += [columns[name] * terms * rows + some for name, some in zip(names, pairs, strict=True)]
+            places += [columns[name] * terms * rows + some for name, some in zip(made, pairs, strict=True)]
         if not scores:
             return torch.zeros((terms, rows, len(columns)), device=z_flat.device), anchor
         flat = scattered(torch.cat(scores), np.concatenate(places), len(columns) * terms * rows)
         return flat.view(len(columns), terms, rows).permute(1, 2, 0), anchor
+
+    def _pairs(self, wanted_TBM: np.ndarray) -> dict[str, np.ndarray]:
+        """By decoder: the pairs (t, b) that want its modality, as t * B + b."""
+        wanted_MP = wanted_TBM.reshape(-1, wanted_TBM.shape[2]).T
+        columns = {name: column for column, name in enumerate(self.modalities)}
+        return {name: np.flatnonzero(wanted_MP[columns[made]]) for name, made in self._made.items()}
 
     def forward(self, batch: Batch, plan: Plan, noise_TBZ: Tensor, told: Batch | None = None) -> Scores | Densities:
         """Score every term of a plan: its posterior, and the likelihood of the modalities that it wants.
@@ -228,7 +241,7 @@ class MultimodalVAE(nn.Module):
         return parameters
 
 
-def _rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[Tensor]]:
+def rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[Tensor]]:
     """The rows that have all these modalities, and their values; one zero row's where there is none."""
     if len(names) == 1:
         return batch.rows_of[names[0]], [batch.values[names[0]]]

@@ -7,10 +7,13 @@ normal numbers is the hash of its own address (SplitMix64's finaliser, Steele et
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.batch import on_device
 from pipeline.order import seed_of
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -26,20 +29,27 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ ((value >> 31) & (2**33 - 1))
 
 
-def _keyed(value: Tensor, base: int) -> Tensor:
-    """The hash of whole numbers under a seed, an unsigned number of 64 bits."""
-    return _mix(value * _GOLDEN + (base - 2**64 if base >= 2**63 else base))
+def _keyed(value: Tensor, base: int | Tensor) -> Tensor:
+    """The hash of whole numbers under a seed, an unsigned number of 64 bits, or under one for each of them, signed."""
+    if isinstance(base, int) and base >= 2**63:
+        base -= 2**64
+    return _mix(value * _GOLDEN + base)
 
 
-def normal(seed: int, purpose: str, row_B: Tensor, terms: int, latent: int) -> Tensor:
+def normal(seed: int | Sequence[int], purpose: str, row_B: Tensor, terms: int, latent: int) -> Tensor:
     """Standard normal numbers (terms, B, latent) in float32 on row_B's device.
 
     `row_B` numbers the rows in the whole run, so it carries the step; `purpose` keeps training's noise apart from
-    validation's.
+    validation's. Of several runs together the seeds, each for its part of the rows, which are equally many.
     """
     half = -(-latent // 2)
-    base = seed_of(seed, "noise", purpose)
     lane = torch.arange(1, terms * half + 1, device=row_B.device).view(terms, 1, half)
+    base: int | Tensor
+    if isinstance(seed, int):
+        base = seed_of(seed, "noise", purpose)
+    else:
+        bases = np.array([seed_of(one, "noise", purpose) for one in seed], np.uint64).view(np.int64)
+        base = on_device(bases.repeat(len(row_B) // len(seed)), row_B.device)
     row_key = _keyed(row_B, base)
     bits = _mix(row_key.view(1, -1, 1) + lane * _GOLDEN)
     radius = (((bits >> 32) & _LOW).float() + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()

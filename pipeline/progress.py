@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -67,7 +67,7 @@ class Progress:
     window: Window = field(default_factory=Window)
     saved: int = -1
     """The step whose checkpoint this process has written or loaded; the same on every rank."""
-    vote: Vote | None = None
+    vote: Ballot | None = None
     """The last step's, as long as nobody has counted it."""
 
     @classmethod
@@ -131,6 +131,13 @@ class Progress:
         return 0 < training.patience <= self.worse
 
 
+class Ballot(Protocol):
+    """What is to be known of a step before anything of it is kept."""
+
+    def count(self) -> tuple[bool, float]:
+        """(whether to stop, the loss of the global batch). Raises UserError where the step is not to be kept."""
+
+
 class Vote:
     """What all ranks must know of a step before anything of it is kept: reduced while the device goes on.
 
@@ -159,17 +166,22 @@ class Vote:
         if failures:
             self._world.raise_together(self._failure)
         if broken:
-            keys = [
-                key
-                for keys, objective_B in self._rows
-                for key, value in zip(keys, objective_B.tolist(), strict=True)
-                if not math.isfinite(value)
-            ]
+            keys = [key for keys, objective_B in self._rows for key in spoilt(keys, objective_B)]
             named = [key for some in self._world.gather(keys) for key in some]  # type: ignore[attr-defined]
-            self._world.raise_together(
-                f"the loss of step {self._step + 1} is not finite and nothing of it is saved; rows: "
-                + (", ".join(named[:10]) or "none by itself")
-                + (f" and {len(named) - 10} more" if len(named) > 10 else "")
-                + "; look at these keys, lower optim.lr or set optim.clip"
-            )
+            self._world.raise_together(not_finite(self._step, named))
         return stop > 0, loss / self._world.size
+
+
+def spoilt(keys: Sequence[str], objective_B: torch.Tensor) -> list[str]:
+    """The keys of the rows whose objective is not finite. Waits for the device."""
+    return [key for key, value in zip(keys, objective_B.tolist(), strict=True) if not math.isfinite(value)]
+
+
+def not_finite(step: int, keys: Sequence[str]) -> str:
+    """What a user is told of a step (counted from 0) whose loss is not finite."""
+    return (
+        f"the loss of step {step + 1} is not finite and nothing of it is saved; rows: "
+        + (", ".join(keys[:10]) or "none by itself")
+        + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
+        + "; look at these keys, lower optim.lr or set optim.clip"
+    )

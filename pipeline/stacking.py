@@ -88,8 +88,11 @@ class Bank(nn.ModuleDict):
         """What networks of a group make of their rows: of several (N, R, …), of one (R, …)."""
         if len(names) == 1:
             return self[names[0]](*inputs)
-        stacked = {key: torch.stack(parameters) for key, parameters in self._own[names[0]].items()}
-        return self._batched(self._one[names[0]], stacked, *inputs)
+        return self._batched(self._one[names[0]], self._stacked(names[0]), *inputs)
+
+    def _stacked(self, first: str) -> dict[str, Tensor]:
+        """The parameters (N, …) of the networks that run together with this one, by name."""
+        return {key: torch.stack(parameters) for key, parameters in self._own[first].items()}
 
     def compile_all(self, **options: Any) -> None:
         """Have torch.compile make the code of each network, and of those that run as one."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +19,22 @@ from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World
 from infra.errors import UserError
 from infra.preemption import StopRequest
-from pipeline import config
 from pipeline.augment import augment
 from pipeline.batch import Batch, empty_batch
 from pipeline.collate import Collator, Waiting, prefetch
 from pipeline.config import Run
+from pipeline.course import Course, Report, Result, last_checkpoint
 from pipeline.data import check_data, training_stream
 from pipeline.engine import Engine
 from pipeline.evaluate.validation import Validation
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.pseudo import guess
-from pipeline.objectives.systems import family_of, plan_of, remark, switch_step, uses_pseudo_labels
+from pipeline.objectives.systems import family_of, plan_of, remark, uses_pseudo_labels
 from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
 from pipeline.progress import Progress, Vote
 from pipeline.record import Record
 from pipeline.stream import Share, Stream
-
-Report = Callable[[int, dict[str, float]], bool]
-"""Called on rank 0 with (step, metrics) after each validation; returns whether to stop."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended."""
-
-    directory: Path
-    status: str
-    """finished, stopped early, or preempted (told to stop; it can be resumed)."""
-    step: int
-    """Optimizer steps in all, over every resume."""
-    loss: float
-    """Negative objective of the last step per row of the global batch (λ- and β-weighted, nats)."""
-    metrics: dict[str, float]
-    """The last validation."""
-    best: dict[str, Any] | None
-    """{"step", "metric", "value"} of the checkpoint that evaluation takes."""
-    rows: dict[str, int]
-    """Rows of each kind in the supervision view."""
-    seconds: float
-    """Wall time of this call."""
-    wait: float
-    """Share of the training loop's time in which it waited for data (on this rank)."""
 
 
 def train(
@@ -89,7 +61,7 @@ def train(
     if world.is_main and remark(run):
         print(remark(run), flush=True)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
-    last = _last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
+    last = last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
     with StopRequest() as stop, Record(run, directory, stream.manifests, world, resume, identity, parent) as record:
         model = build(run)
         if weights_from and not last:
@@ -99,16 +71,16 @@ def train(
         validate = Validation(model, run, manifest, world)
         damaged, pin = directory / f"quarantine.{world.rank}.jsonl", world.device.type == "cuda"
         collate = Collator(stream.manifests, run.modalities, damaged, run.train.damage, pin)
-        status = "stopped early" if progress.out_of_patience(run.train) else "finished"
+        course = Course(
+            run, directory, manifest, stream, world, engine, record, checkpoints, progress, validate, report, on_step,
+            started,
+        )  # fmt: skip
 
         if weights_from and not last:  # a kill before the first checkpoint must not lose them
-            _save(engine, checkpoints, progress, run, stream, world)
+            course.save()
         ahead = Waiting(_read_ahead(stream, collate, run, world, progress.step))
         for step, batches, failure in ahead:
-            if status == "stopped early":
-                break
-            if progress.settle(on_step):
-                status = "preempted"
+            if course.status == "stopped early" or course.settle():
                 break
             engine.enter(step)
             terms: list[Terms] = []
@@ -119,40 +91,11 @@ def train(
                 engine.step(terms[-1].loss)
             progress.step = step + 1
             progress.window.add(terms)
-            every = (run.train.log_every, run.train.checkpoint_every, run.train.validate_every)
-            if not any(_due(progress.step, steps, run.train.steps) for steps in every):
-                continue
-            stopping = progress.settle(on_step)
-            if progress.step % run.train.log_every == 0:
-                record.metrics(progress.step, progress.window.point(world) | _gauges(engine, run, collate, ahead, step))
-            save = _due(progress.step, run.train.checkpoint_every, run.train.steps)
-            if _due(progress.step, run.train.validate_every, run.train.steps):
-                metrics = validate(engine.module)
-                record.metrics(progress.step, metrics)
-                save |= progress.validated(run.train, metrics, switch_step(run))
-                asked = report is not None and world.is_main and report(progress.step, metrics)
-                if world.sum([float(asked)])[0] or progress.out_of_patience(run.train):
-                    status, save = "stopped early", True
-            if save:
-                _save(engine, checkpoints, progress, run, stream, world)
-            if stopping and status == "finished" and progress.step < run.train.steps:
-                status = "preempted"
+            if course.pause(partial(_gauges, engine, run, collate, ahead, step)):
                 break
-
         wait = ahead.total
-        if status == "preempted":
-            _save(engine, checkpoints, progress, run, stream, world)
-        record.finish(status)
-        if status != "preempted" and world.is_main:
-            from pipeline.pictures import illustrate
-
-            for picture in illustrate(run, directory, manifest):
-                record.artifact(picture, "pictures")
-    seconds = time.monotonic() - started
-    kinds = stream.describe()
-    return Result(
-        directory, status, progress.step, progress.loss, progress.metrics, progress.best, kinds, seconds, wait
-    )
+        course.end()
+    return course.result(wait)
 
 
 def build(run: Run) -> MultimodalVAE:
@@ -188,10 +131,6 @@ def check_world(run: Run, ranks: int) -> None:
             f"train.batch = {run.train.batch} cannot be divided among {ranks} ranks with engine.accumulate = {micro}; "
             f"it fits on {', '.join(fitting) or 'no number of'} ranks, or choose another train.batch"
         )
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)
 
 
 def _read_ahead(
@@ -240,47 +179,3 @@ def _gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], st
     if collate.reader.retries:
         gauges["data/retries"] = float(collate.reader.retries)
     return gauges
-
-
-def _last_checkpoint(checkpoints: Checkpoints, stream: Stream, world: World) -> Checkpoint | None:
-    """The newest whole checkpoint. Raises UserError where it was trained on other data."""
-    last, notes = checkpoints.latest()
-    for note in notes if world.is_main else []:
-        print(note, flush=True)
-    if last:
-        began = [last.meta["fingerprint"], *last.meta.get("mix", [])]
-        for theirs, manifest in zip_longest(began, stream.manifests):
-            ours = manifest.fingerprint if manifest else "nothing"
-            if theirs != ours:
-                raise UserError(
-                    f"{last.path} was trained on data with fingerprint {theirs or 'nothing (no such mix)'}, "
-                    f"{manifest.directory if manifest else 'this run'} has {ours}: resume with the data it began with, "
-                    "or start another run with --from"
-                )
-    return last
-
-
-def _save(engine: Engine, checkpoints: Checkpoints, progress: Progress, run: Run, stream: Stream, world: World) -> None:
-    """Write a checkpoint, once per step. Collective; rank 0 writes, and a failure there stops all ranks."""
-    if progress.saved == progress.step:
-        return
-    state = engine.state()
-    meta = {
-        **progress.meta(world),
-        "run": config.to_dict(run),
-        "fingerprint": stream.manifests[0].fingerprint,
-        "mix": [manifest.fingerprint for manifest in stream.manifests[1:]],
-        "world_size": world.size,
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "accelerate")},
-    }
-    failure = None
-    if world.is_main:
-        weights = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
-        groups = {"model": weights, "optimizer": {n: t for n, t in state.items() if n not in weights}}
-        groups = {name: tensors for name, tensors in groups.items() if tensors}
-        try:
-            checkpoints.save(progress.step, groups, meta)
-        except UserError as error:
-            failure = str(error)
-    world.raise_together(failure)
-    progress.saved = progress.step

@@ -70,8 +70,13 @@ class Ledger:
         return entry
 
     def outcome(self, entry: Entry) -> Outcome | None:
-        """How a trial ended; None where it has not, or failed and is to be tried again."""
+        """How a trial ended; None where it has not."""
         return outcome_in(self.directory / entry.name)
+
+    def over(self, entry: Entry) -> bool:
+        """Whether nothing is left to be done; what failed is tried again."""
+        outcome = self.outcome(entry)
+        return outcome is not None and outcome.ending != "failed"
 
 
 def outcome_in(directory: Path) -> Outcome | None:

@@ -19,7 +19,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from infra.errors import UserError
-from jobs.tuning.ledger import Entry, Ledger
+from jobs.tuning.ledger import Ledger
 from jobs.tuning.trial import NAME, TIME, told_in
 from pipeline.recipes.sweep import Draw, Sweep
 
@@ -31,12 +31,12 @@ class Plan(Searcher):
         super().__init__(sweep.metric, sweep.direction)
         self.sweep, self.ledger = sweep, ledger
         replaying = sweep.scheduler != "none" or sweep.search == "bohb"
-        self.waiting = [entry for entry in ledger.entries if replaying or not _over(ledger, entry)]
+        self.waiting = [entry for entry in ledger.entries if replaying or not ledger.over(entry)]
         self.chooser = _searcher(sweep, [dict(entry.cell) for entry in self.waiting])
         if self.chooser and not replaying:
             for entry in ledger.entries:
                 outcome = ledger.outcome(entry)
-                if _over(ledger, entry) and outcome and sweep.metric in outcome.metrics:
+                if ledger.over(entry) and outcome and sweep.metric in outcome.metrics:
                     self.chooser.add_evaluated_point(dict(entry.cell), outcome.metrics[sweep.metric])
 
     @property
@@ -88,11 +88,6 @@ class _Looked:
 
     def __call__(self, spec: Any) -> Any:
         return self.settings[spec["config"][NAME]][self.key]
-
-
-def _over(ledger: Ledger, entry: Entry) -> bool:
-    outcome = ledger.outcome(entry)
-    return outcome is not None and outcome.ending != "failed"
 
 
 def _searcher(sweep: Sweep, begun: Sequence[dict[str, Any]]) -> Searcher | None:

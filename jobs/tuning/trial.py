@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import Timeout
 
@@ -22,6 +22,9 @@ from infra.journal import JOURNAL, points
 from jobs.tuning.ledger import TRIAL, Outcome, end, outcome_in
 from pipeline import config
 from pipeline.config import Run
+
+if TYPE_CHECKING:
+    from pipeline.course import Result
 
 NAME = "name"
 """Of a trial, among the keys that Ray knows."""
@@ -160,15 +163,21 @@ class Report(Protocol):
 
 def work(run: Run, directory: Path, setting: Setting, report: Report) -> Outcome | None:
     """How the training ended; None where the driver has to say (a scheduler's stop, or only a pause). Collective."""
-    from pipeline.evaluate.run import evaluate_run
     from pipeline.train import train
 
     identity = f"{setting.identity}/{directory.name}"
     result = train(run, directory, resume=True, report=report, identity=identity, parent=setting.identity)
     if report.over or result.status == "preempted":
         return None
+    return finished(run, result)
+
+
+def finished(run: Run, result: Result) -> Outcome:
+    """What came of a training that has ended by itself: its test data are read here, once. Collective."""
+    from pipeline.evaluate.run import evaluate_run
+
     best = result.best or {}
-    evaluation = evaluate_run(directory, "test", run, studies=())
+    evaluation = evaluate_run(result.directory, "test", run, studies=())
     metrics = {**result.metrics, **evaluation.metrics, best["metric"]: best["value"]}
     return Outcome("finished", result.step, metrics, result.rows.get("complete", result.rows.get("declared", 0)))
 

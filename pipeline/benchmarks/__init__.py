@@ -37,6 +37,11 @@ BENCHMARKS = {
         "is the steps of a trial.",
         ("overhead",),
     ),
+    "pack": Benchmark(
+        "Sixteen trials trained as one program against the same trials one after another. --samples is the steps "
+        "of whole trials.",
+        ("digits", "mnist"),
+    ),
     "manifest": Benchmark(
         "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)
     ),

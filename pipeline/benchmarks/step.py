@@ -42,10 +42,10 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
     with one_thread():
         if case == "growth":
             return growth.run(case, blocks, progress)
-        settings, batches = _digits() if case == "digits" else _made(case)
+        settings, batches = digits() if case == "digits" else _made(case)
         contenders = {
             (LOOP if case == "digits" else OURS): cases.steps(settings, batches),
-            **({} if case == "celeba19" else {DEEPSPEED: _wrapped(settings, batches)}),
+            **({} if case == "celeba19" else {DEEPSPEED: wrapped(settings, batches)}),
             FLOOR: _floor(settings, batches),
         }
         references = [LOOP]
@@ -56,7 +56,8 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
         return alternate("step", case, "rows", turns, blocks, references, (FLOOR,), progress)
 
 
-def _digits() -> tuple[Run, list[Batch]]:
+def digits() -> tuple[Run, list[Batch]]:
+    """The digits recipe on a fifth of the pairs, and batches of its stream."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "digits"
         prepare("digits", data)
@@ -88,7 +89,8 @@ def _peers(settings: Run, batches: list[Batch]) -> dict[str, Work]:
     }
 
 
-def _wrapped(settings: Run, batches: list[Batch]) -> Work:
+def wrapped(settings: Run, batches: list[Batch]) -> Work:
+    """Takes a training step on each batch under Accelerate and DeepSpeed; returns how many rows they had."""
     engine = Engine(build(settings), settings, distributed.start("cpu", 1))
 
     def steps() -> int:

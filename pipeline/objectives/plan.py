@@ -5,6 +5,7 @@ Shape legend: T terms, B rows, M modalities, P pairs of terms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -65,8 +66,12 @@ class Plan:
         """Boolean: what has to be decoded; for the linear bound each modality from its own samples only."""
         return self.wanted_TBM & self.seen_TBM if self.sampling and self.sampling.bound == "linear" else self.wanted_TBM
 
-    def noise(self, seed: int, purpose: str, row_B: Tensor, latent: int, shared: bool = False) -> Tensor:
-        """Noise of every term, (T, B, Z), or of its K samples, (K · T, B, Z); with `shared` all terms have the same."""
+    def noise(
+        self, seed: int | Sequence[int], purpose: str, row_B: Tensor, latent: int, shared: bool = False
+    ) -> Tensor:
+        """Noise of every term, (T, B, Z), or of its K samples, (K · T, B, Z); with `shared` all terms have the same.
+
+        Of several runs together `seed` is those of all (`normal`)."""
         samples, terms = self.sampling.samples if self.sampling else 1, len(self.weight_TB)
         drawn = normal(seed, purpose, row_B, samples * (1 if shared else terms), latent)
         return drawn.repeat_interleave(terms, 0) if shared else drawn

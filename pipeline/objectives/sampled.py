@@ -32,7 +32,7 @@ def mmvae_joint(present_BM: np.ndarray, objective: Objective, posterior: Posteri
     return mixture_plan(present_BM, posterior, Sampling(1, "stratified", "iwae"))
 
 
-def bound(densities: Densities, plan: Plan, lambdas_M: np.ndarray, beta: float) -> Tensor:
+def bound(densities: Densities, plan: Plan, lambdas_M: np.ndarray, beta: float | Tensor) -> Tensor:
     """The objective of each row (B,), whose gradient is the one that the plan asks for."""
     assert plan.sampling is not None
     weight_TB, target_TBM = _tensors(densities, plan.weight_TB, plan.target_TBM * lambdas_M)

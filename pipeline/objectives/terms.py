@@ -23,7 +23,8 @@ class Terms:
     """A rank's share of the objective, and sums with counts from which metrics are made on any number of ranks."""
 
     loss: Tensor
-    """Scalar; the mean of this over the ranks is -objective per row of the global batch."""
+    """Scalar; the mean of this over the ranks is -objective per row of the global batch. Of several runs together one
+    number each, and so are sums and counts: (N,)."""
     row_objective_B: Tensor
     """Weighted objective of each row, in nats (before its weight), to find the row that spoils a batch."""
     sums: dict[str, Tensor]
@@ -34,9 +35,10 @@ def combine(
     scores: Scores | Densities,
     plan: Plan,
     batch: Batch,
-    lambdas: dict[str, float],
-    beta: float,
+    lambdas: dict[str, float] | np.ndarray,
+    beta: float | Tensor,
     rows_per_rank: float,
+    runs: int | None = None,
 ) -> Terms:
     """-1/B Σ_b w_b times each row's objective (see `Plan`), B being the rows of the *global* batch.
 
@@ -44,21 +46,27 @@ def combine(
     an absent or padded row leaves a smaller sum, never a larger share for the others.
     Metrics are always with λ = β = 1 except `objective`: `elbo` and `kl` of the joint ELBO, `recon.m` over the rows
     that have modality m.
+    Of N `runs` together, each of which has its part of the rows, `lambdas` are (B, M) and `beta` is (B,).
     """
-    lambdas_M = np.array([lambdas[name] for name in batch.values], np.float32)
+    lambdas_M = np.array([lambdas[n] for n in batch.values], np.float32) if isinstance(lambdas, dict) else lambdas
     score = bound if isinstance(scores, Densities) else _weighted
     row_objective = score(scores, plan, lambdas_M, beta)  # type: ignore[arg-type]
     # where, not a product: what a row of weight 0 scores counts nothing, not even an infinity
     counted = torch.where(batch.weight_B > 0, row_objective * batch.weight_B, 0.0)
-    loss = -counted.sum() / rows_per_rank + scores.anchor
+    loss = -_total(counted, runs) / rows_per_rank + scores.anchor
     with torch.no_grad():
-        sums, counts = metrics(scores, plan, batch)
+        sums, counts = metrics(scores, plan, batch, runs)
         taken_B = on_device(np.asarray((plan.weight_TB > 0).any(0)), counted.device) & (batch.weight_B > 0)
-        sums["objective"], counts["objective"] = counted.sum(), taken_B.sum()
+        sums["objective"], counts["objective"] = _total(counted, runs), _total(taken_B, runs)
     return Terms(loss, row_objective.detach(), sums, counts)
 
 
-def _weighted(scores: Scores, plan: Plan, lambdas_M: np.ndarray, beta: float) -> Tensor:
+def _total(values: Tensor, runs: int | None) -> Tensor:
+    """The sum over rows, the first axis; of several runs together (N, …)."""
+    return values.sum(0) if runs is None else values.unflatten(0, (runs, -1)).sum(1)
+
+
+def _weighted(scores: Scores, plan: Plan, lambdas_M: np.ndarray, beta: float | Tensor) -> Tensor:
     """The objective of each row (B,), as `Plan` says it."""
     device = scores.kl_TB.device
 
@@ -73,16 +81,18 @@ def _weighted(scores: Scores, plan: Plan, lambdas_M: np.ndarray, beta: float) ->
     return row_objective - beta * (tensor(plan.pair_PB) * scores.kl_PB).sum(0)
 
 
-def metrics(scores: Scores | Densities, plan: Plan, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def metrics(
+    scores: Scores | Densities, plan: Plan, batch: Batch, runs: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sums and counts of each row's joint ELBO with λ = β = 1: `elbo`, `kl` and `recon.MODALITY`, in nats.
 
     They stay on the device, so that a step need not wait for them.
     """
     recon_BM, kl_B, counted_BM = _joint(scores, plan, batch)
-    recon_M, kl, rows = recon_BM.sum(0), kl_B.sum(), counted_BM.any(1).sum()
-    sums = {"elbo": recon_M.sum() - kl, "kl": kl}
+    recon_M, kl, rows = _total(recon_BM, runs), _total(kl_B, runs), _total(counted_BM.any(1), runs)
+    sums = {"elbo": recon_M.sum(-1) - kl, "kl": kl}
     counts = {"elbo": rows, "kl": rows}
-    for name, recon, present in zip(batch.values, recon_M, counted_BM.sum(0), strict=True):
+    for name, recon, present in zip(batch.values, recon_M.unbind(-1), _total(counted_BM, runs).unbind(-1), strict=True):
         sums[f"recon.{name}"], counts[f"recon.{name}"] = recon, present
     return sums, counts
 

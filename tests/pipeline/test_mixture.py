@@ -21,12 +21,13 @@ from modalities import Image, Label
 from pipeline.collate import Collator
 from pipeline.config import Run, from_dict, override, to_dict
 from pipeline.corpora.corpus import Entry
+from pipeline.course import last_checkpoint
 from pipeline.data import training_stream
 from pipeline.manifest import BLOCK, Manifest, open_manifest
 from pipeline.pairing import mixture, view
 from pipeline.settings import Engine, Model, Pairing, Tracking, Training
 from pipeline.stream import Refs, Share, Stream
-from pipeline.train import _last_checkpoint, train
+from pipeline.train import train
 from pipeline.writing import write
 from tests.pipeline.tiny import LABEL, MODALITIES, NAMES, bare, fits, held, make, one
 from tests.pipeline.tiny import given as corpus_of
@@ -370,7 +371,7 @@ def test_a_run_is_not_resumed_with_another_mix(run: Run, here: Manifest, there: 
     mine, other = f"{there.directory}=0.25", f"{more.directory}=0.25"
     checkpoints, world = Checkpoints(tmp_path / "run" / "checkpoints"), World(0, 1, 0, torch.device("cpu"))
 
-    assert _last_checkpoint(checkpoints, training_stream(run, here), world)
+    assert last_checkpoint(checkpoints, training_stream(run, here), world)
     for data, mix, theirs, ours in [
         (here, (), there.fingerprint, "this run has nothing"),
         (here, (other,), there.fingerprint, f"{more.directory} has {more.fingerprint}"),
@@ -380,7 +381,7 @@ def test_a_run_is_not_resumed_with_another_mix(run: Run, here: Manifest, there: 
     ]:
         now = training_stream(replace(run, mix=mix, modalities=LABEL), data)
         with pytest.raises(UserError) as said:
-            _last_checkpoint(checkpoints, now, world)
+            last_checkpoint(checkpoints, now, world)
         assert f"was trained on data with fingerprint {theirs}, {ours}: resume with the data" in str(said.value)
     with pytest.raises(UserError, match="was trained on data with fingerprint"):
         train(replace(run, mix=()), tmp_path / "run", resume=True)
