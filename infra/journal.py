@@ -1,4 +1,4 @@
-"""A run's journal: an append-only file of JSON lines, the truth about its parameters, points, files and status."""
+"""A run's journal: append-only JSON lines, the truth about its parameters, data, points, files and status."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Journal:
         self._last: dict[str, int] = {}  # last step per metric
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
+        self._datasets: list[dict[str, Any]] = []
         with open(directory / JOURNAL, "rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n"):
@@ -49,6 +50,13 @@ class Journal:
         """Tags; the last value counts, and the same again is ignored."""
         if new := {name: str(value) for name, value in values.items() if self._tags.get(name) != str(value)}:
             self._append({"tags": new})
+
+    def dataset(self, name: str, digest: str, source: str, profile: Mapping[str, object]) -> None:
+        """Data that the run is trained on: by `digest` it is known, `profile` tells what it holds. The same again is
+        ignored."""
+        new = {"name": name, "digest": digest, "source": source, "profile": dict(profile)}
+        if new not in self._datasets:
+            self._append({"dataset": new})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Points of one step. A name's point at or before its last step is ignored: a resumed run replays the
@@ -87,6 +95,7 @@ class Journal:
             self._last.update(dict.fromkeys(record.get("metrics", ()), record.get("step", 0)))
             self._params.update(record.get("params", ()))
             self._tags.update(record.get("tags", ()))
+            self._datasets += [record["dataset"]] if "dataset" in record else []
 
 
 def points(directory: Path) -> Iterator[tuple[int, dict[str, float]]]:

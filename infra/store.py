@@ -7,31 +7,28 @@ from __future__ import annotations
 
 import functools
 import getpass
+import json
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from filelock import FileLock
-
+from infra.address import RUNS as RUNS
+from infra.address import TrackingError, artifacts_beside, check_address, sqlite_path, store_lock
+from infra.address import default_uri as default_uri
 from infra.errors import UserError, nearest
 from infra.journal import parse
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 
 log = logging.getLogger(__name__)
 
-RUNS = Path("runs")  # of the working directory: runs and, where no server is named, their record
 IDENTITY, PARENT, TROUBLE = "pairstream.id", "pairstream.parent", "pairstream.trouble"  # tags of a run
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 # MLflow's own defaults block for minutes on a dead server; here the thread is who tries again.
 ENVIRONMENT = {
@@ -44,10 +41,6 @@ DENIED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 MISCONFIGURED = DENIED | {"BAD_REQUEST", "ENDPOINT_NOT_FOUND", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}
 # The store's fault or the credentials', never the line's: wait.
 TRANSIENT = DENIED | {"TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}
-
-
-class TrackingError(UserError):
-    """What was wrong with the tracking store, where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +59,6 @@ class Destination:
             raise ValueError(f"no quotes in a run's identity, please: {self.identity!r}, {self.parent!r}")
 
 
-def default_uri(root: Path = RUNS) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the SQLite file ROOT/mlflow.db."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
-
-
 def prepare_store(uri: str, experiment: str, artifacts: Path | None) -> None:
     """Make database and experiment once, before a fan-out; `artifacts`: where the experiment's files go
     (None: next to the SQLite file, or as the server decides).
@@ -79,7 +67,7 @@ def prepare_store(uri: str, experiment: str, artifacts: Path | None) -> None:
     """
     try:
         client = connect(uri)
-        with _store_lock(uri):
+        with store_lock(uri):
             _experiment_id(client, uri, experiment, artifacts)
     except TrackingError:
         raise
@@ -102,7 +90,7 @@ def ensure_run(destination: Destination, started: int | None = None) -> str:
     """
     uri, identity, parent = destination.uri, destination.identity, destination.parent
     client = connect(uri)
-    with _store_lock(uri):
+    with store_lock(uri):
         experiment = _experiment_id(client, uri, destination.experiment, None)
         if found := _find(client, experiment, identity):
             return str(found.info.run_id)
@@ -122,7 +110,7 @@ def runs(uri: str, experiment: str | None = None) -> list[dict[str, Any]]:
 
     Raises TrackingError where the store or the experiment cannot be read.
     """
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise TrackingError(f"there is no MLflow database at {path}: train first, or set MLFLOW_TRACKING_URI")
     try:
@@ -170,12 +158,15 @@ def send(uri: str, run_id: str, directory: Path, lines: list[bytes], reject: Cal
 
     def act(items: list[Any]) -> None:
         (record,) = items
-        if "artifact" in record:
+        if "dataset" in record:
+            client.log_inputs(run_id, [_dataset(**record["dataset"])])  # one of this name and digest it has once
+        elif "artifact" in record:
             client.log_artifact(run_id, str(directory / record["artifact"]), record["folder"] or None)
         elif record["status"] == "RUNNING":
             client.update_run(run_id, "RUNNING")
         else:
             client.set_terminated(run_id, record["status"], end_time=record["t"])
+            _delete_doubles(client, run_id)
 
     def give(write: Callable[[list[Any]], None], items: list[Any]) -> None:
         """Halve what the store refuses until only the item at fault is left out, and written down."""
@@ -204,7 +195,7 @@ def send(uri: str, run_id: str, directory: Path, lines: list[bytes], reject: Cal
             reject(line, f"not a line of this journal: {error!r}")
             continue
         batch += items
-        if not items:  # an artifact or a status, in its place among the points
+        if not items:  # data, an artifact or a status, in its place among the points
             give(log_batch, batch)
             batch = []
             give(act, [record])
@@ -212,7 +203,7 @@ def send(uri: str, run_id: str, directory: Path, lines: list[bytes], reject: Cal
 
 
 def _entities(record: dict[str, Any]) -> list[Metric | Param | RunTag]:
-    """What MLflow calls the values of a line; empty for an artifact or a status."""
+    """What MLflow calls the values of a line; empty for data, an artifact or a status."""
     from mlflow.entities import Metric, Param, RunTag
 
     if "metrics" in record:
@@ -221,9 +212,18 @@ def _entities(record: dict[str, Any]) -> list[Metric | Param | RunTag]:
         return [Param(_name(n), v[:6000]) for n, v in record["params"].items()]
     if "tags" in record:
         return [RunTag(_name(n), v[:5000]) for n, v in record["tags"].items()]
-    if record.keys() & {"artifact", "status"}:
+    if record.keys() & {"dataset", "artifact", "status"}:
         return []
     raise KeyError("it holds nothing that is known")
+
+
+def _dataset(name: str, digest: str, source: str, profile: dict[str, Any]) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    told = json.dumps({"uri": source})
+    where = "local" if "://" not in source else source.partition("://")[0]
+    dataset = Dataset(name[:500], digest[:36], where, told, profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def _name(name: str) -> str:
@@ -247,17 +247,25 @@ def _find(client: MlflowClient, experiment: str, identity: str) -> Run | None:
     return next(iter(client.search_runs([experiment], query, max_results=1, order_by=order)), None)
 
 
+def _delete_doubles(client: MlflowClient, run_id: str) -> None:
+    """Delete the empty runs of this run's identity: a server that is asked too much makes a run after all when the
+    call has long counted as failed, and was made again."""
+    run = client.get_run(run_id)
+    query = f"tags.`{IDENTITY}` = '{run.data.tags.get(IDENTITY)}'"
+    for other in client.search_runs([run.info.experiment_id], query):
+        if other.info.run_id != run_id and not other.data.metrics and not other.data.params:
+            client.delete_run(other.info.run_id)
+
+
 def _experiment_id(client: MlflowClient, uri: str, name: str, artifacts: Path | None) -> str:
-    path = _sqlite_path(uri)
-    if artifacts is None and path is not None:
-        artifacts = path.parent / "artifacts"  # MLflow's own default is the working directory's ./mlruns
+    artifacts = artifacts.resolve() if artifacts else artifacts_beside(uri)
     for _ in range(2):  # on a server others may make it between our look and our try
         if found := client.get_experiment_by_name(name):
             if found.lifecycle_stage == "deleted":
                 raise TrackingError(f"the experiment {name!r} in {uri} is deleted: restore it or take another name")
             return str(found.experiment_id)
         try:
-            return str(client.create_experiment(name, artifacts.resolve().as_uri() if artifacts else None))
+            return str(client.create_experiment(name, artifacts.as_uri() if artifacts else None))
         except Exception as error:
             if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -267,50 +275,15 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifacts: Path | 
 @functools.lru_cache
 def connect(uri: str) -> MlflowClient:
     """A client whose database has its tables. Importing mlflow takes a second: only here, in the thread."""
-    _check(uri)
+    check_address(uri)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     for name, level in {"mlflow": "WARNING", "alembic": "WARNING", "urllib3.connectionpool": "ERROR"}.items():
         logging.getLogger(name).setLevel(level)
-    with _store_lock(uri):
+    with store_lock(uri):
         return MlflowClient(tracking_uri=uri)
-
-
-@contextmanager
-def _store_lock(uri: str) -> Iterator[None]:
-    """Held while a SQLite file gets its tables (clients of a fresh file race there), or a run its one row."""
-    path = _sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock"), timeout=60):
-        with closing(sqlite3.connect(path, timeout=20)) as database:
-            database.execute("BEGIN IMMEDIATE")  # a file that cannot be used fails here; MLflow would try for 100 s
-        yield
-
-
-def _check(uri: str) -> None:
-    parts, path = urlsplit(uri), _sqlite_path(uri)
-    scheme = parts.scheme.partition("+")[0]
-    hint = "use http(s)://HOST:PORT of an MLflow server, or sqlite:///PATH"
-    if scheme not in SCHEMES:
-        raise TrackingError(f"the tracking URI {uri!r} has a scheme that cannot hold runs; {hint}")
-    if path is None and (scheme == "sqlite" or not parts.hostname):
-        raise TrackingError(f"the tracking URI {uri!r} names no {'file' if scheme == 'sqlite' else 'host'}; {hint}")
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    scheme, _, path = uri.partition(":///")
-    return Path(path.partition("?")[0]).absolute() if scheme.partition("+")[0] == "sqlite" and path else None
-
-
-def absolute(uri: str) -> str:
-    """The URI as it reads from any working directory."""
-    path = _sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path}"
 
 
 def _user() -> str:

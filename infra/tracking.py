@@ -26,9 +26,10 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from infra.address import TrackingError, absolute
 from infra.disk import write_whole
 from infra.journal import JOURNAL, Journal, parse
-from infra.store import Destination, TrackingError, absolute, ensure_run, send, sentence
+from infra.store import Destination, ensure_run, send, sentence
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,9 @@ class Tracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._write(self.journal.tags, values)
+
+    def dataset(self, name: str, digest: str, source: str, profile: Mapping[str, object]) -> None:
+        self._write(self.journal.dataset, name, digest, source, profile)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._write(self.journal.metrics, step, values)

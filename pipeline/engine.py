@@ -19,6 +19,7 @@ from infra.distributed import World
 from infra.errors import UserError
 from pipeline.batch import empty_batch
 from pipeline.config import Run
+from pipeline.gradients import gradient_norms
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.systems import SYSTEMS, switch_step
@@ -77,6 +78,8 @@ class Engine:
         )
         optimizer = torch.optim.Adam(_groups(model, run), lr=run.optim.lr, betas=run.optim.betas, fused=True)
         self._frozen = False
+        self._watched = False
+        self._norms: dict[str, Tensor] = {}
         for parameter in (p for group in optimizer.param_groups[1:] for p in group["params"]):
             parameter.register_hook(self._unless_frozen)
         self.module, _ = self.accelerator.prepare(model, optimizer)
@@ -101,12 +104,14 @@ class Engine:
         return int(self.module.zero_optimization_stage())
 
     def enter(self, step: int) -> None:
-        """Set the learning rates of a step, which differ in a system of two stages only.
+        """Set the learning rates of a step, which differ in a system of two stages only, and whether its gradients are
+        measured: those of a point of the curves.
 
         In the second, all but the experts of single modalities have a rate of zero, and a gradient of zero, which
         counts in no norm. The experts begin: Adam has counted the steps in which they had nothing to learn, and what it
         would correct its moments by is put right.
         """
+        self._watched = self.stage == 0 and (step + 1) % self.run.train.log_every == 0
         if len(self._adam.param_groups) == 1:
             return
         rate, (b1, b2), first = self.run.optim.lr, self.run.optim.betas, switch_step(self.run)
@@ -127,7 +132,17 @@ class Engine:
         loses gradients where forwards are nested, is right.
         """
         self.module.backward(loss)
+        if self._watched and self.module.is_gradient_accumulation_boundary():
+            self._norms = gradient_norms(self.module.module)
         self.module.step()
+
+    def gradient_norms(self) -> dict[str, float]:
+        """`gradient/…` of the last step that was measured, before clipping (`pipeline/gradients.py`); waits for it.
+
+        Empty at ZeRO stages 1 to 3: there a rank has a part of the gradients only, and to put them together for a
+        curve would be a second all-reduce of all of them.
+        """
+        return {name: float(norm) for name, norm in self._norms.items()}
 
     def gradient_norm(self) -> float:
         """The last step's gradient norm before clipping; NaN where DeepSpeed did not compute it."""

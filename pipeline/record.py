@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,15 +14,21 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from infra.checkout import checkout_of
+from infra.disk import write_whole
 from infra.distributed import World
 from infra.errors import UserError
-from infra.journal import JOURNAL, Journal, parse
+from infra.journal import JOURNAL, Journal, parse, points
 from infra.store import Destination, default_uri, prepare_store
 from infra.tracking import Tracker
+from infra.usage import Usage
 from pipeline import config
+from pipeline.alarms import Alarms
 from pipeline.config import Run
 from pipeline.manifest import Manifest
 
+CHANGES = "code.diff"
+"""In a run's directory: what the code that ran has beside its commit."""
 PACKAGES = ("pairstream", "torch", "deepspeed", "accelerate", "webdataset", "mlflow")
 
 
@@ -76,6 +83,8 @@ class Record:
         self.run, self.directory, self.manifests, self.world, self.resume = run, directory, manifests, world, resume
         self.identity, self.parent = identity, parent
         self.book: Tracker | Journal | None = None
+        self.alarms = Alarms(run)
+        self._reached = 0  # steps of an earlier process that are in the journal
         self._status = "FAILED"
 
     def __enter__(self) -> Record:
@@ -108,16 +117,26 @@ class Record:
             ) from None
         except OSError as error:
             raise UserError(f"{self.directory} cannot be written ({error.strerror}); choose another --out") from None
+        if JOURNAL in used:  # what earlier validations have said counts, and is not said again
+            for step, values in points(self.directory):
+                self._watch(step, values)
+                self._reached = max(self._reached, step)
         self.book = Tracker(self.directory, where) if self.run.tracking.enabled else Journal(self.directory)
         self.book.params(config.flatten(config.to_dict(self.run)))
         self.book.tags(self._tags())
         self.book.artifact(self.directory / "run.json")
+        for manifest in self.manifests:
+            samples = {split: len(rows) for split, rows in manifest.splits.items()}
+            self.book.dataset(manifest.corpus, manifest.fingerprint, manifest.directory, {"samples": samples})
+        self._note_code()
+        self._usage = Usage(self.world.device)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.world.is_main:
             return
+        self._usage.close()
         if isinstance(self.book, Tracker):
             delivery = self.book.close("KILLED" if kind is KeyboardInterrupt else self._status)
             if delivery.pending:
@@ -130,9 +149,14 @@ class Record:
         self._lock.release()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """A point of every curve."""
-        if self.book:
-            self.book.metrics(step, values)
+        """A point of every curve; and, where a validation gives reason to warn, a line on stderr and a tag."""
+        if not self.book:
+            return
+        # to steps that are replayed nothing is added
+        self.book.metrics(step, values | (self._usage.take() if step > self._reached else {}))
+        for warning in self._watch(step, values):
+            print(f"{self.directory}: {warning}", file=sys.stderr, flush=True)
+            self.book.tags({"pairstream.warning": "\n".join(self.alarms.told.values())})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file or folder for people to look at."""
@@ -143,8 +167,25 @@ class Record:
         """Say how the run ended; until then it counts as failed."""
         self._status = "KILLED" if status == "preempted" else "FINISHED"
 
+    def _watch(self, step: int, values: dict[str, float]) -> list[str]:
+        """The warnings that a validation gives reason for."""
+        return self.alarms.look(step, values) if any(name.startswith("val/") for name in values) else []
+
+    def _note_code(self) -> None:
+        """Commit and changes of the checkout that this package runs from, where it is one."""
+        code = checkout_of(Path(__file__).parents[1], Path(__file__))
+        if self.book and code:
+            self.book.tags(
+                {"mlflow.source.git.commit": code.commit, "mlflow.source.git.dirty": str(bool(code.diff)).lower()}
+            )
+            if code.diff:
+                write_whole(self.directory / CHANGES, code.diff)
+                self.book.artifact(self.directory / CHANGES)
+
     def _tags(self) -> dict[str, str]:
         tags = {
+            "mlflow.source.name": f"pairstream train {self.run.recipe}",
+            "mlflow.source.type": "LOCAL",
             "pairstream.recipe": self.run.recipe,
             "pairstream.directory": str(self.directory),
             "pairstream.configuration": config.identity(self.run),

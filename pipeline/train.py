@@ -174,6 +174,7 @@ def _gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], st
     gauges = {"train/beta": beta_at(run.objective, step, run.train.steps), "speed/wait": ahead.share()}
     if run.optim.clip > 0:
         gauges["train/gradient_norm"] = engine.gradient_norm()
+    gauges |= engine.gradient_norms()
     if collate.rows_damaged:
         gauges["data/damaged_rows"] = float(collate.rows_damaged)
     if collate.reader.retries:

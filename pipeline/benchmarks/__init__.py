@@ -42,6 +42,11 @@ BENCHMARKS = {
         "of whole trials.",
         ("digits", "mnist"),
     ),
+    "tracking": Benchmark(
+        "One training step while MLflow's server is up, answers two seconds late, or is gone, against a journal that "
+        "nobody delivers.",
+        ("digits",),
+    ),
     "manifest": Benchmark(
         "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)
     ),

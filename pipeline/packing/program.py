@@ -19,6 +19,7 @@ from infra.errors import UserError
 from pipeline.augment import augment
 from pipeline.batch import on_device
 from pipeline.config import Run
+from pipeline.gradients import gradient_norms
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import plan_of
 from pipeline.objectives.terms import Terms, beta_at, combine
@@ -38,7 +39,9 @@ class Program:
         """The models, on the world's device, go on as they are; their parameters become parts of one matrix."""
         self.runs, self.world = list(runs), world
         self.pack = Pack(models, runs[0].train.batch)
-        self.rows = self.pack.rows
+        self.rows, self._models = self.pack.rows, list(models)
+        self.norms: list[dict[str, Tensor]] = [{} for _ in runs]
+        """Of each run, the norms of its networks' gradients at its last point (`pipeline/gradients.py`)."""
         self.adam = torch.optim.Adam(
             [
                 {"params": [row], "lr": run.optim.lr, "betas": run.optim.betas}
@@ -61,6 +64,7 @@ class Program:
         losses = Losses(self.world.sum_later(terms.loss.detach().double()))
         self.rows.gradients_NP.zero_()
         terms.loss.sum().backward()
+        self._watch(steps)
         self._clip()
         self.adam.step()
         self.tally.add(terms)
@@ -97,6 +101,12 @@ class Program:
             for name in modalities
         }
         return replace(batch, values=values)
+
+    def _watch(self, steps: Sequence[int]) -> None:
+        """The norms of those runs that have a point of their curves after this step, before clipping."""
+        for number, (step, run, model) in enumerate(zip(steps, self.runs, self._models, strict=True)):
+            if (step + 1) % run.train.log_every == 0:
+                self.norms[number] = gradient_norms(model)
 
     def _clip(self) -> None:
         """Each run's gradient cut down to its own `optim.clip`, by the factor that DeepSpeed takes."""

@@ -106,6 +106,11 @@ class Seat:
         norm_N = self._program.norm_N
         return float("nan") if norm_N is None else float(norm_N[self._number])
 
+    def gradient_norms(self) -> dict[str, float]:
+        """Those of the last point, as the engine's."""
+        assert self._program is not None
+        return {name: float(norm) for name, norm in self._program.norms[self._number].items()}
+
     def close(self) -> None:
         """End the record: as failed where the course has not ended."""
         self._stack.close()

@@ -10,6 +10,14 @@ from infra.journal import points
 
 ACROSS = 3
 """Panels beside each other."""
+TOGETHER = {
+    "accuracy/": "accuracy",
+    "precision.": "share of precision",
+    "latents/active.": "active units",
+    "latents/kl.": "KL of each posterior",
+}
+"""Quantities that share a panel, by how their names begin."""
+NATS = ("elbo", "kl", "KL", "objective", "recon.")
 
 
 def draw(directory: Path, file: Path) -> Path:
@@ -21,8 +29,8 @@ def draw(directory: Path, file: Path) -> Path:
         for name, value in values.items():
             kind, _, quantity = name.partition("/")
             if kind in ("train", "val"):
-                panel = "accuracy" if quantity.startswith("accuracy/") else quantity
-                label = quantity.removeprefix("accuracy/") if panel == "accuracy" else kind
+                start = next((start for start in TOGETHER if quantity.startswith(start)), "")
+                panel, label = (TOGETHER[start], quantity.removeprefix(start)) if start else (quantity, kind)
                 series.setdefault(panel, {}).setdefault(label, []).append((step, value))
     down = -(-len(series) // ACROSS)
     figure = Figure(figsize=(12, 2.6 * down))
@@ -32,8 +40,7 @@ def draw(directory: Path, file: Path) -> Path:
     for axis, (panel, lines) in zip(axes, sorted(series.items()), strict=False):
         for label, line in lines.items():
             axis.plot(*zip(*line, strict=True), label=label, marker="." if len(line) < 20 else None, linewidth=1)
-        nats = panel not in ("accuracy", "beta") and not panel.startswith("tokens.")
-        axis.set_title(panel + (" (nats)" if nats else ""), fontsize=9)
+        axis.set_title(panel + (" (nats)" if panel.startswith(NATS) else ""), fontsize=9)
         axis.legend(fontsize=7)
         axis.tick_params(labelsize=7)
     note = "training rows may lack modalities, so their ELBO and KL are of what is there"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from infra.address import absolute
 from infra.disk import write_whole
 from infra.errors import UserError
-from infra.store import Destination, absolute
+from infra.store import Destination
 from infra.tracking import DESTINATION, Tracker
 from pipeline.record import training_lock
 from pipeline.review.groups import Group

@@ -33,7 +33,8 @@ def uri(empty_store: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def start_child() -> Callable[..., subprocess.Popen[bytes]]:
     def start(code: str, *args: object) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        environment = os.environ | {"PYTHONPATH": path}
         command = [sys.executable, "-c", code, *map(str, args)]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 

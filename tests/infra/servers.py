@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -181,6 +183,37 @@ class Emulator:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """The tracking URI of an empty database of a PostgreSQL of the test's own; skips the test where none is installed.
+
+    It refuses to run as root: then as the user that Debian's package makes, in a directory that this one may enter.
+    """
+    homes = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    place = os.pathsep.join([*map(str, homes), os.environ.get("PATH", "")])
+    initdb, server, createdb = (shutil.which(name, path=place) for name in ("initdb", "postgres", "createdb"))
+    user = "postgres" if os.geteuid() == 0 else None
+    if not (initdb and server and createdb):
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    if importlib.util.find_spec("psycopg2") is None:
+        pytest.skip("psycopg2 is not installed (pip install psycopg2-binary)")
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        if user:
+            shutil.chown(folder, user)
+        common: dict[str, Any] = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL}
+        subprocess.run([initdb, "-D", "data", "-A", "trust", "-U", "us", "-E", "UTF8", "-N"], check=True, **common)
+        port = free_port()
+        command = [server, "-D", "data", "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **common)
+        make = [createdb, "-h", "127.0.0.1", "-p", str(port), "-U", "us", "mlflow"]
+        try:
+            until(lambda: subprocess.run(make, stderr=subprocess.DEVNULL, **common).returncode == 0, 60)
+            yield f"postgresql+psycopg2://us@127.0.0.1:{port}/mlflow"
+        finally:
+            process.send_signal(signal.SIGINT)  # of PostgreSQL: end sessions, and stop
+            process.wait()
 
 
 @contextlib.contextmanager

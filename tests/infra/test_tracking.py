@@ -10,10 +10,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +21,9 @@ from filelock import FileLock
 
 from infra import tracking
 from infra.journal import JOURNAL, Journal, points
-from infra.store import TROUBLE, Destination, connect, runs
+from infra.store import IDENTITY, TROUBLE, Destination, connect, runs
 from infra.tracking import Delivery, Tracker, sync
+from pipeline.benchmarks.servers import mlflow_server
 
 Start = Callable[..., subprocess.Popen[bytes]]  # of a fixture
 SOON = 0.02  # seconds between deliveries, so that tests meet the thread at work
@@ -158,42 +157,19 @@ def test_a_server_that_hangs_costs_no_step_and_close_is_bounded(tmp_path: Path) 
         assert time.perf_counter() - begin < 2
 
 
-@pytest.fixture
-def server(nobody: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a server that is not there yet, and where the test puts the server that it starts."""
-    started: list[subprocess.Popen[bytes]] = []
-    yield nobody, started
-    for process in started:
-        os.killpg(process.pid, signal.SIGTERM)  # its workers too
-        process.wait(timeout=60)
-
-
-def start_server(address: str, store: str, tmp_path: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    command += ["--port", address.rpartition(":")[2], "--workers=1", f"--artifacts-destination={tmp_path / 'a'}"]
-    with open(tmp_path / "server.log", "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=tmp_path)
-    for _ in range(300):
-        try:
-            if urllib.request.urlopen(address + "/health", timeout=1).status == 200:
-                return process
-        except OSError:
-            time.sleep(0.1)
-    return process
-
-
 @pytest.mark.slow
-def test_a_server_that_comes_back_gets_every_point_exactly_once(
-    tmp_path: Path, uri: str, server: tuple[str, list[subprocess.Popen[bytes]]]
-) -> None:
-    address, started = server
-    run_while_the_server_is_down(tmp_path, address)
-    started.append(start_server(address, uri, tmp_path))
-    delivery = sync(tmp_path)
-    assert_all_delivered_once(delivery, address)
-    (tmp_path / tracking.SHIPPED).unlink()
-    assert_all_delivered_once(sync(tmp_path), address)
+def test_a_server_that_comes_back_gets_every_point_exactly_once(tmp_path: Path, uri: str) -> None:
+    server = mlflow_server(uri, tmp_path)
+    run_while_the_server_is_down(tmp_path, server.url)
+    with server:
+        delivery = sync(tmp_path)
+        assert_all_delivered_once(delivery, server.url)
+        (tmp_path / tracking.SHIPPED).unlink()
+        assert_all_delivered_once(sync(tmp_path), server.url)
+        refuse_one_line(tmp_path, server.url, delivery)
 
+
+def refuse_one_line(tmp_path: Path, address: str, delivery: Delivery) -> None:
     with open(tmp_path / JOURNAL, "a") as journal:  # refused by the server, not by the client
         journal.write(json.dumps({"t": 1, "step": 5, "metrics": {"x" * 249: 1.0, "late": 2.0}}) + "\n")
         journal.write(json.dumps({"t": 1, "step": -(2**70), "metrics": {"bad": 1.0}}) + "\n")
@@ -277,6 +253,46 @@ def test_another_store_gets_the_whole_curve(tmp_path: Path, uri: str, empty_stor
     assert history(other, tracker.close("FINISHED").run_id, "loss") == curve(0, 8)
 
 
+DATA = ("mnist", "9e0fe4e332cf9d986fc5b1150f245fc0", "/data/mnist", {"samples": {"train": 5, "val": 2}})
+
+
+def datasets(uri: str, run_id: str | None) -> list[tuple[str, str, str, str, list[str]]]:
+    inputs = connect(uri).get_run(str(run_id)).inputs.dataset_inputs
+    return [
+        (i.dataset.name, i.dataset.digest, i.dataset.source, i.dataset.profile, [tag.value for tag in i.tags])
+        for i in inputs
+    ]
+
+
+def test_data_are_mlflow_datasets_delivered_exactly_once(tmp_path: Path, uri: str) -> None:
+    other = ("more", "0" * 32, "s3://bucket/more", {})
+    for _ in range(2):  # a resumed run says it again
+        tracker = Tracker(tmp_path, destination(uri), ship_every=60)
+        tracker.dataset(*DATA)
+        tracker.dataset(*other)
+        delivery = tracker.close("FINISHED")
+    assert (delivery.pending, delivery.error, delivery.rejected) == (0, None, 0)
+    (tmp_path / tracking.SHIPPED).unlink()
+    assert sync(tmp_path) == delivery
+    assert (tmp_path / JOURNAL).read_text().count('"dataset"') == 2
+    assert sorted(datasets(uri, delivery.run_id)) == [
+        ("mnist", DATA[1], '{"uri": "/data/mnist"}', '{"samples": {"train": 5, "val": 2}}', ["training"]),
+        ("more", "0" * 32, '{"uri": "s3://bucket/more"}', "{}", ["training"]),
+    ]
+    assert TROUBLE not in runs(uri)[0]["tags"]
+
+
+def test_runs_of_one_sweep_share_their_data(tmp_path: Path, uri: str) -> None:
+    trackers = [Tracker(tmp_path / str(i), destination(uri, f"run-{i}"), ship_every=60) for i in range(6)]
+    for tracker in trackers:
+        tracker.dataset(*DATA)
+    with ThreadPoolExecutor() as pool:
+        deliveries = list(pool.map(lambda tracker: tracker.close("FINISHED"), trackers))
+    assert [(d.pending, d.error, d.rejected) for d in deliveries] == [(0, None, 0)] * 6
+    assert [[told[:2] for told in datasets(uri, d.run_id)] for d in deliveries] == [[DATA[:2]]] * 6
+    assert [run["tags"].get(TROUBLE) for run in runs(uri)] == [None] * 6
+
+
 def test_a_run_deleted_in_mlflow_stays_deleted_and_its_journal_waits(tmp_path: Path, uri: str) -> None:
     tracker = Tracker(tmp_path, destination(uri), ship_every=60)
     run_id = str(tracker.close("KILLED").run_id)
@@ -308,6 +324,22 @@ def test_a_child_waits_for_its_parent_and_hangs_under_it(tmp_path: Path, uri: st
     assert by_identity["child"]["metrics"] == {"loss": 2 / 7}
     first = json.loads((tmp_path / "child" / JOURNAL).read_text().splitlines()[0])
     assert by_identity["child"]["start"] == first["t"]  # not the time of the delivery
+
+
+def test_a_run_that_a_server_made_twice_is_there_once_at_the_end(tmp_path: Path, uri: str) -> None:
+    tracker = Tracker(tmp_path, destination(uri), ship_every=60)
+    journal_curve(tracker.journal, 0, 5)
+    run_id = str(sync(tmp_path).run_id)
+    client = connect(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    late = client.create_run(experiment, 1, {IDENTITY: "run-1"}).info.run_id  # of a call that had timed out
+    full = client.create_run(experiment, 2, {IDENTITY: "run-1"}).info.run_id
+    client.log_metric(full, "loss", 1.0)
+    other = client.create_run(experiment, 3, {IDENTITY: "run-2"}).info.run_id
+    delivery = tracker.close("FINISHED")
+    assert (delivery.run_id, delivery.pending, delivery.rejected) == (run_id, 0, 0)
+    assert {run["run_id"] for run in runs(uri)} == {run_id, full, other}, "what holds something is kept"
+    assert client.get_run(late).info.lifecycle_stage == "deleted"
 
 
 def test_two_trackers_of_one_identity_find_one_run(tmp_path: Path, uri: str) -> None:

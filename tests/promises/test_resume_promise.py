@@ -24,9 +24,9 @@ COMMAND = [
 
 
 def curve(directory: Path) -> list[tuple[int, dict[str, float]]]:
-    """Everything in the journal but wall-clock speed; a point journaled twice would show."""
+    """Everything in the journal but speed and load of the machine; a point journaled twice would show."""
     return [
-        (step, {name: value for name, value in values.items() if not name.startswith("speed/")})
+        (step, {name: value for name, value in values.items() if not name.startswith(("speed/", "system/"))})
         for step, values in points(directory)
     ]
 

@@ -1,0 +1,147 @@
+"""MLflow's own server on SQLite and on PostgreSQL: slow, killed in the midst of it, asked by many at once."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from infra import tracking
+from infra.store import TROUBLE, connect, prepare_store, runs
+from infra.tracking import Tracker, sync
+from pipeline.benchmarks.servers import mlflow_server, slow_way
+from tests.infra.servers import postgres
+from tests.infra.test_tracking import DATA, SOON, curve, datasets, destination, history, journal_curve
+
+pytestmark = pytest.mark.slow
+Start = Callable[..., subprocess.Popen[bytes]]
+SHIPPERS, PROCESSES, POINTS = 64, 4, 100
+SHIP = f"""
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from infra.tracking import Destination, Tracker
+folder, destination, first = Path(sys.argv[1]), eval(sys.argv[2]), int(sys.argv[3])
+trackers = []
+for number in range(first, first + {SHIPPERS // PROCESSES}):
+    to = Destination(**destination | {{"identity": f"run-{{number}}", "name": str(number)}})
+    trackers.append(Tracker(folder / str(number), to))
+    trackers[-1].dataset(*{DATA!r})
+for step in range({POINTS}):
+    for tracker in trackers:
+        tracker.metrics(step, {{"loss": step / 7}})
+with ThreadPoolExecutor({SHIPPERS}) as pool:
+    list(pool.map(lambda tracker: tracker.close("FINISHED", timeout=240), trackers))
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database behind a server."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("uri")
+    else:
+        with postgres() as uri:
+            yield uri
+
+
+def test_six_processes_race_on_a_fresh_postgresql(tmp_path: Path, start_child: Start) -> None:
+    """MLflow's clients would make its tables all at once: five of six crashed."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from infra.store import prepare_store; from infra.tracking import Destination, Tracker\n"
+        "to = Destination(**eval(sys.argv[2]))\n"
+        "prepare_store(to.uri, to.experiment, Path(sys.argv[1]) / 'artifacts')\n"
+        "tracker = Tracker(Path(sys.argv[1]) / sys.argv[3], to, 60)\n"
+        "tracker.metrics(1, {'loss': float(sys.argv[3])})\n"
+        "left = tracker.close('FINISHED', timeout=120)\n"
+        "assert not left.pending and not left.rejected, left"
+    )
+    with postgres() as uri:
+        children = [start_child(code, tmp_path, asdict(destination(uri)), number) for number in range(6)]
+        errors = [child.communicate(timeout=300)[1].decode() for child in children]
+        assert errors == [""] * 6
+        (run,) = runs(uri, "experiment")  # of one identity: one run
+        assert sorted(value for _, value in history(uri, run["run_id"], "loss")) == [0, 1, 2, 3, 4, 5]
+        experiment = connect(uri).get_experiment_by_name("experiment")
+        assert experiment
+        assert experiment.artifact_location == (tmp_path / "artifacts").as_uri()
+
+
+def test_a_server_killed_in_the_midst_gets_every_point_exactly_once(tmp_path: Path, store: str) -> None:
+    server = mlflow_server(store, tmp_path)
+    with server:
+        prepare_store(server.url, "experiment", None)
+        tracker = Tracker(tmp_path / "run", destination(server.url), SOON)
+        stopped, step, slowest = threading.Event(), 0, 0.0
+
+        def come_and_go() -> None:
+            for _ in range(2):
+                time.sleep(random.Random(step).uniform(1, 3))
+                server.end()
+                time.sleep(2)
+                server.start()
+            stopped.set()
+
+        breaking = threading.Thread(target=come_and_go)
+        breaking.start()
+        while not stopped.is_set():
+            begin = time.perf_counter()
+            tracker.metrics(step, {"loss": step / 7})
+            slowest, step = max(slowest, time.perf_counter() - begin), step + 1
+            time.sleep(0.01)
+        breaking.join()
+        assert slowest < 1
+        tracker.close("FINISHED")
+        delivery = sync(tmp_path / "run")
+        assert (delivery.pending, delivery.error, delivery.rejected) == (0, None, 0)
+        assert history(server.url, delivery.run_id, "loss") == curve(0, step)
+        (run,) = runs(server.url, "experiment")
+        assert run["status"] == "FINISHED"
+        assert TROUBLE not in run["tags"]
+
+
+def test_a_slow_server_costs_no_step_and_gets_every_point_exactly_once(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "proxy").mkdir()
+    with mlflow_server(uri, tmp_path) as server, slow_way(server.url, 2.0, tmp_path / "proxy") as slow:
+        tracker = Tracker(tmp_path / "run", destination(slow.url), SOON)
+        tracker.dataset(*DATA)
+        begin = time.perf_counter()
+        journal_curve(tracker.journal, 0, 1000)
+        assert time.perf_counter() - begin < 2
+        begin = time.perf_counter()
+        assert tracker.close("FINISHED", timeout=1).pending > 0
+        assert time.perf_counter() - begin < 3
+        tracker._thread.join()  # as the next run, or a later --sync, finds it: without a process that delivers
+        delivery = sync(tmp_path / "run")
+        assert (delivery.pending, delivery.error, delivery.rejected) == (0, None, 0)
+        assert history(server.url, delivery.run_id, "loss") == curve(0, 1000)
+        assert [told[:2] for told in datasets(server.url, delivery.run_id)] == [DATA[:2]]
+
+
+def test_64_shippers_lose_and_double_nothing(tmp_path: Path, store: str, start_child: Start) -> None:
+    with mlflow_server(store, tmp_path) as server:
+        prepare_store(server.url, "experiment", None)
+        firsts = range(0, SHIPPERS, SHIPPERS // PROCESSES)
+        children = [start_child(SHIP, tmp_path / "runs", asdict(destination(server.url)), first) for first in firsts]
+        errors = [child.communicate(timeout=500)[1].decode() for child in children]
+        assert [child.returncode for child in children] == [0] * PROCESSES, errors
+        deadline = time.monotonic() + 300  # a server that is asked too much does not answer in time: ask again, later
+        while (waiting := tracking.undelivered(tmp_path / "runs")) and time.monotonic() < deadline:
+            for directory in waiting:
+                sync(directory)
+        told = runs(server.url, "experiment")
+        assert sorted(run["name"] for run in told) == sorted(map(str, range(SHIPPERS)))
+        for run in told:
+            assert run["status"] == "FINISHED"
+            assert history(server.url, run["run_id"], "loss") == curve(0, POINTS)
+            assert [given[:2] for given in datasets(server.url, run["run_id"])] == [DATA[:2]]
+        left = [tracking.progress(tmp_path / "runs" / str(number)) for number in range(SHIPPERS)]
+        assert [(delivery.pending, delivery.rejected) for delivery in left] == [(0, 0)] * SHIPPERS
