@@ -175,7 +175,7 @@ def test_dry_run_starts_nothing(capsys: Capture) -> None:
         ("local --", "needs the job after --"),
         ("local -- trian digits", "did you mean 'train'?"),
         ("local -- train digit", "did you mean 'digits' or"),
-        ("local -- sweep digit", "did you mean 'digits'?"),
+        ("local -- sweep digit", "did you mean 'digits' or"),
         ("local -- train --ranks 2", "needs a recipe first"),
         ("local -- submit local -- recipes", "cannot submit itself"),
         ("status nothing", "no submitted job under runs/jobs/"),
