@@ -180,8 +180,9 @@ def test_other_pictures_in_colours_are_compared_in_the_features_of_efficientnet(
 ) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     kinds: dict[str, AnyModality] = {"photo": Image(4, 4, channels=3, hidden=(3,)), "grey": Image(4, 4, hidden=(3,))}
+    levels = {"photo": (4, 4, 3), "grey": (4, 4)}  # a file's colours come last
     rows = [
-        Entry(f"k{row}", "test", {name: np.rint(255 * RNG.random(kind.shape)) for name, kind in kinds.items()})
+        Entry(f"k{row}", "test", {name: np.rint(255 * RNG.random(shape)) for name, shape in levels.items()})
         for row in range(6)
     ]
     write(tmp_path / "data", given("toy", kinds, rows))
