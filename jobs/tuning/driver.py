@@ -65,9 +65,9 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ledger = Ledger(directory)
-    plan = Plan(sweep, ledger)
-    if not plan.left:
+    if len(ledger.entries) >= sweep.total and all(map(ledger.over, ledger.entries)):
         return ledger
+    plan = Plan(sweep, ledger)
     setting = Setting(
         config.to_dict(sweep.run),
         str(directory),
