@@ -19,7 +19,7 @@ from pipeline.evaluate.scored import Scored, mean_of
 from pipeline.manifest import Manifest
 from pipeline.order import seed_of
 
-PATIENCE = 20
+PATIENCE = 100
 """Validations without a better one after which training ends."""
 Augment = Callable[[Tensor, int], Tensor]
 """(pictures (B, *shape), seed) -> other pictures of the same classes and shape."""
@@ -35,13 +35,17 @@ def network(
     augment: Augment | None = None,
     patience: int = PATIENCE,
 ) -> list[Scored]:
-    """Accuracy on a split of one network a run, trained for up to so many epochs of its pairs; see `Baseline.scores`.
+    """Accuracy on a split of one network a run, trained on its pairs; see `Baseline.scores`.
+
+    An epoch is as many rows as the training split has, however few pairs there are: a network of 50 pairs sees each of
+    them as often as a run does that is shown as many rows. Validation ends it earlier.
 
     `augment` changes the training pictures anew in every step, so that it sees what a run does that augments them.
     """
     asked = question(manifest, runs, label, given)
     parts = {part: asked.rows(part) for part in ("val", split)}
-    return [_accuracy(asked, run, parts, split, epochs, augment, patience) for run in runs]
+    rows = epochs * len(manifest.split("train"))
+    return [_accuracy(asked, run, parts, split, rows, augment, patience) for run in runs]
 
 
 def _accuracy(
@@ -49,7 +53,7 @@ def _accuracy(
     run: Run,
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     split: str,
-    epochs: int,
+    rows: int,
     augment: Augment | None,
     patience: int,
 ) -> Scored:
@@ -72,5 +76,6 @@ def _accuracy(
         return np.asarray(said.cpu().numpy() == truth)
 
     title = f"NN on {len(labels):,} pairs"
+    epochs = max(1, round(rows / len(labels)))
     fit(net, loss, len(labels), run, epochs, title, lambda: float(right("val").mean()), patience)
     return mean_of(right(split))
