@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# a process of one thread for each core; all tests of a file in one of them, where they share what is costly
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+# a process of one thread for each core
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8
 
 .PHONY: setup demo test slow lint format bench clean
 
@@ -28,10 +28,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) --dist loadfile  # tests of a file share what is costly
 
 slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) --dist worksteal -m slow
 
 format: setup
 	$(BIN)/ruff check --fix .

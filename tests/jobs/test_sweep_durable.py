@@ -77,9 +77,7 @@ def one_honest_record(place: Path, trials: int, jumps: bool = False) -> None:
         assert jumps or steps == list(range(5, steps[-1] + 1, 5)), "a point is missing"
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "number"), [("none", signal.SIGKILL), ("asha", signal.SIGKILL), ("none", signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("scheduler", "number"), [("asha", signal.SIGKILL), ("none", signal.SIGTERM)])
 def test_a_killed_driver(scheduler: str, number: signal.Signals, tmp_path: Path, digits_dir: Path) -> None:
     sweep = tmp_path / "runs/sw"
     first = started(tmp_path, "--data", str(digits_dir), *STEPS, *SAMPLE, "--trials", "5", "--scheduler", scheduler)
