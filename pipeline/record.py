@@ -57,11 +57,8 @@ def training_lock(directory: Path) -> FileLock:
 def settle(directory: Path, status: str) -> None:
     """Say how a run ended whose own process was killed before it could; nothing where it did."""
     file = directory / JOURNAL
-    said = (
-        [record["status"] for line in file.open("rb") if "status" in (record := parse(line) or {})]
-        if file.exists()
-        else []
-    )
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    said = [record["status"] for line in lines if "status" in (record := parse(line) or {})]
     if said and said[-1] == "RUNNING" and (directory / "tracking.json").is_file():
         where = destination(config.load(directory / "run.json"), directory)
         Tracker(directory, where, running=False).close(status)

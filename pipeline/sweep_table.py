@@ -83,13 +83,14 @@ def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Pat
     for axis, column in zip(axes[0], sweep.columns, strict=True):
         lines: dict[str, list[tuple[float, float]]] = {}
         for trial in trials:
-            label = ", ".join(f"{key.rpartition('.')[2]} {trial.cell[key]:g}" for key in others) or "MVAE"
+            label = ", ".join(f"{key.rpartition('.')[2]} {_short(trial.cell[key])}" for key in others) or "MVAE"
             if column in trial.metrics:
                 lines.setdefault(label.replace("label ", "λ_label "), []).append(
                     (trial.cell[FRACTION], trial.metrics[column])
                 )
         for label, line in lines.items():
-            axis.plot(*zip(*sorted(line), strict=True), marker="o", label=label)
+            # where other keys were drawn, neighbours differ in these too: points, no line
+            axis.plot(*zip(*sorted(line), strict=True), marker="o", ls="" if sweep.sample else "-", label=label)
         known = [b for b in baselines if not math.isnan(b.scores.get(column, math.nan))]
         scores = [(b.cell[FRACTION], b.scores[column]) for b in known]
         if scores:

@@ -91,7 +91,7 @@ def train(
                 engine.step(terms[-1].loss)
             progress.step = step + 1
             progress.window.add(terms)
-            if course.pause(partial(_gauges, engine, run, collate, ahead, step)):
+            if course.pause(partial(gauges, engine, run, collate, ahead, step)):
                 break
         wait = ahead.total
         course.end()
@@ -169,14 +169,14 @@ def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: i
     return guesses.tallied(combine(scores, plan, batch, run.weights(), beta, rows))
 
 
-def _gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], step: int) -> dict[str, float]:
+def gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], step: int) -> dict[str, float]:
     """What is worth a curve beside the objective's parts (of this rank)."""
-    gauges = {"train/beta": beta_at(run.objective, step, run.train.steps), "speed/wait": ahead.share()}
+    found = {"train/beta": beta_at(run.objective, step, run.train.steps), "speed/wait": ahead.share()}
     if run.optim.clip > 0:
-        gauges["train/gradient_norm"] = engine.gradient_norm()
-    gauges |= engine.gradient_norms()
+        found["train/gradient_norm"] = engine.gradient_norm()
+    found |= engine.gradient_norms()
     if collate.rows_damaged:
-        gauges["data/damaged_rows"] = float(collate.rows_damaged)
+        found["data/damaged_rows"] = float(collate.rows_damaged)
     if collate.reader.retries:
-        gauges["data/retries"] = float(collate.reader.retries)
-    return gauges
+        found["data/retries"] = float(collate.reader.retries)
+    return found

@@ -52,7 +52,6 @@ class Ledger:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.entries: list[Entry] = []
         file = directory / TRIALS
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         self.entries = [Entry(**json.loads(line)) for line in lines if line.endswith(b"\n")]

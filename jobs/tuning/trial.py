@@ -123,12 +123,12 @@ class Reporter:
 
 def trial(settings: Mapping[str, Any], setting: Setting) -> None:
     """What Ray calls, again where a worker or its machine was lost."""
-    cell = {key: value for key, value in settings.items() if key != NAME}
     from ray import tune
 
     from jobs.tuning.ranks import on_ranks
     from pipeline.record import training_lock
 
+    cell = {key: value for key, value in settings.items() if key != NAME}
     directory = Path(setting.directory) / name_of_trial(
         Path(setting.directory), tune.get_context().get_trial_id(), settings
     )

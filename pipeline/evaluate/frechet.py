@@ -24,7 +24,7 @@ from pipeline.evaluate.subject import Subject
 from pipeline.noise import normal
 
 SOME = 500
-"""Rows of a split, evenly spaced, of which EfficientNet's features are taken: it takes each 0.05 seconds."""
+"""Rows of a split, evenly spaced, of which EfficientNet's features are taken: it sees one picture at a time."""
 DRAWS = 50
 """Resamples of a distance, which tell its standard error to a tenth."""
 WIDE = 512

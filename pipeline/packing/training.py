@@ -19,7 +19,7 @@ from pipeline.packing.alike import packable
 from pipeline.packing.joined import Joined, join
 from pipeline.packing.program import Program
 from pipeline.packing.seat import Member, Seat
-from pipeline.train import _gauges
+from pipeline.train import gauges
 
 Ended = Result | UserError
 """How a member ended, or why it failed."""
@@ -120,7 +120,7 @@ class _Packing:
         waited = Waited(self.ahead.share())
         for seat, step in zip(list(self.seats), steps, strict=True):
             try:
-                over = seat.course.pause(partial(_gauges, seat, seat.run, seat.collate, waited, step))  # type: ignore[arg-type]
+                over = seat.course.pause(partial(gauges, seat, seat.run, seat.collate, waited, step))  # type: ignore[arg-type]
                 if over or seat.progress.step == seat.run.train.steps:
                     self._leave(seat)
             except UserError as error:

@@ -56,7 +56,7 @@ class Draw:
         return ":".join([self.kind, *map(str, self.values)])
 
     def at(self, share: float) -> Any:
-        """The value below which `share` (0 to 1) of the draws lie."""
+        """The value below which `share` of the draws lie, 0 to below 1."""
         if self.kind == "choice":
             return self.values[int(share * len(self.values))]
         low, high = self.values
@@ -139,7 +139,8 @@ class Sweep:
         """What a trial differs in: a pure function of the run's seed and the trial's number."""
         cells = self.grid_cells()
         drawn = {
-            key: draw.at(seed_of(self.run.seed, "sweep", key, number) / 2**64) for key, draw in self.sample.items()
+            key: draw.at((seed_of(self.run.seed, "sweep", key, number) >> 11) / 2**53)
+            for key, draw in self.sample.items()
         }
         return cells[number % len(cells)] | drawn
 

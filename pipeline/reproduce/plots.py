@@ -16,11 +16,11 @@ def curves(numbers: Sequence[Number], file: Path, across: str, up: str, logarith
     """
     from matplotlib.figure import Figure
 
-    metrics = list(dict.fromkeys(_quantity(number) for number in numbers))
+    metrics = list(dict.fromkeys(number.quantity for number in numbers))
     figure = Figure(figsize=(7.5 * len(metrics), 5))
     axes = figure.subplots(1, len(metrics), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
-        mine = [number for number in numbers if _quantity(number) == metric]
+        mine = [number for number in numbers if number.quantity == metric]
         for row, line in _lines(mine).items():
             xs = [_place(number) for number in line]
             axis.errorbar(xs, [n.ours for n in line], [n.spread for n in line], marker="o", ms=4, capsize=2, label=row)
@@ -91,11 +91,6 @@ def _lines(numbers: Sequence[Number]) -> dict[str, list[Number]]:
     for number in sorted(numbers, key=_place):
         lines.setdefault(f"{number.row} ({number.epochs:.3g} epochs)", []).append(number)
     return lines
-
-
-def _quantity(number: Number) -> str:
-    """Its metric, whenever in the course of a training."""
-    return number.metric.partition("@")[0]
 
 
 def _place(number: Number) -> float:

@@ -88,6 +88,11 @@ class Number:
     """Which candidate was chosen, on validation data; empty where there was one."""
     command: str
 
+    @property
+    def quantity(self) -> str:
+        """Its metric, whenever in the course of a training."""
+        return self.metric.partition("@")[0]
+
     def __post_init__(self) -> None:
         """Raises ValueError where something is missing that a reader needs to believe the number."""
         told = {"table": self.table, "metric": self.metric, "seeds": self.seeds, "data": self.data}

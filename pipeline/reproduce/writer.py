@@ -84,7 +84,7 @@ def show(title: str, source: str, numbers: Sequence[Number], remark: str = "") -
     several = len({(number.row, number.column, length(number)) for number in numbers}) < len(numbers)
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for number in numbers:
-        name = f"{number.row}: {number.metric.partition('@')[0]}" if several else number.row
+        name = f"{number.row}: {number.quantity}" if several else number.row
         lines.setdefault((name, length(number)), {})[number.column] = text_of(number)
     table = Table("", "epochs", *columns, title=f"{title} ({source})")
     for (name, epochs), texts in lines.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,13 @@ def test_a_sweep_is_its_plain_runs_and_one_honest_record(
     after = [(Path(trial["directory"]) / "journal.jsonl").read_text().count("train/elbo") for trial in result["trials"]]
     assert after == before
     assert len(runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")) == 3
+
+
+def test_a_picture_of_settings_that_are_no_numbers(tmp_path: Path) -> None:
+    plan = replace(digits_sweep(), grid={"pairing.fraction": (0.1, 1.0), "model.system": ("mvae", "svae")})
+    cells = [plan.cell(number) for number in range(plan.total)]
+    trials = [Trial(cell, tmp_path, dict.fromkeys(plan.columns, 0.5), 63) for cell in cells]
+    assert draw(plan, trials, [], tmp_path / "t.png") is not None
 
 
 def test_the_table_is_read_by_validation_and_names_its_command(tmp_path: Path) -> None:
