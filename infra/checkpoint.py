@@ -58,6 +58,7 @@ class Checkpoints:
 
         Raises UserError where the directory cannot be written or the disk is full; what was there stays.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         final = self.directory / f"step_{step}"
@@ -78,10 +79,11 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)  # the same step of an earlier attempt
             os.replace(partial, final)
             sync_to_disk(self.directory)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk, room for what is to be said of it
             raise UserError(
-                f"checkpoint of step {step} could not be written to {self.directory}: {error.strerror or error}; "
-                "the ones before it are untouched"
+                f"checkpoint of step {step} could not be written to {self.directory}: "
+                f"{getattr(error, 'strerror', None) or error}; the ones before it are untouched"
             ) from None
         self._retain(step, (meta.get("best") or {}).get("step"))
         return final

@@ -15,8 +15,9 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from infra.allocation import nodes
 from infra.errors import UserError
-from infra.preemption import REQUEUE
+from infra.preemption import LOST, REQUEUE
 
 if TYPE_CHECKING:
     import torch
@@ -122,13 +123,31 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if is_worker():
-            dist.init_process_group(backend, timeout=timeout)
+            _meet(backend, timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         atexit.register(_leave)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, cores() // local_size))
+    if threads or "OMP_NUM_THREADS" not in os.environ:  # which torch has heeded already
+        torch.set_num_threads(threads or max(1, cores() // local_size))
     return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    """Raises UserError where not all ranks come."""
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        rank, size = (os.environ.get(name, "?") for name in ("RANK", "WORLD_SIZE"))
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        missed = UserError(
+            f"rank {rank} of {size} has not met the others at {where} within {timeout.total_seconds():.0f} s "
+            f"({str(error).strip().splitlines()[0]}): were all ranks started, and is that address reachable from here?"
+        )
+        missed.code = LOST  # a node that is late is no mistake of the user's
+        raise missed from None
 
 
 def _leave() -> None:
@@ -175,14 +194,16 @@ def check_ranks(ranks: int) -> None:
 def launch(command: Sequence[str], ranks: int, port: int = 0) -> int:
     """Run `command` as `ranks` processes on this machine and return the job's exit code.
 
-    Signals go on to every rank. When one rank fails the others are told to stop, and killed 10 seconds later; the
-    code is that of the first rank that failed. Raises UserError for more ranks than cores or a port that is taken.
+    Where this machine is one node of several (`infra.allocation.nodes`), they are its share of the world. Signals go on
+    to every rank. When one rank fails the others are told to stop, and killed 10 seconds later; the code is that of the
+    first rank that failed. Raises UserError for more ranks than cores or a port that is taken.
     """
     check_ranks(ranks)
+    count, node = nodes()
+    meeting = {} if count > 1 else {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(port))}
     common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port(port)),
-        "WORLD_SIZE": str(ranks),
+        **meeting,
+        "WORLD_SIZE": str(count * ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         LAUNCHER: str(os.getpid()),
     }
@@ -191,7 +212,7 @@ def launch(command: Sequence[str], ranks: int, port: int = 0) -> int:
         # a session of their own: a terminal's Ctrl-C would reach them a second time, beside ours
         subprocess.Popen(
             command,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, "RANK": str(node * ranks + rank), "LOCAL_RANK": str(rank)},
             start_new_session=True,
         )
         for rank in range(ranks)

@@ -8,6 +8,8 @@ class UserError(Exception):
     """
 
     shared = False
+    code = 2
+    """With which a job ends."""
 
 
 class NotInstalled(UserError):

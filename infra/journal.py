@@ -46,6 +46,14 @@ class Journal:
         known = {name: self._tags.get(f"changed.{name}", self._params[name]) for name in given}
         self.tags({f"changed.{name}": value for name, value in given.items() if value != known[name]})
 
+    def began(self, name: str) -> str | None:
+        """A parameter as the run began with it."""
+        return self._params.get(name)
+
+    def reached(self, name: str) -> int:
+        """The last step that a metric has a point of; -1 without any."""
+        return self._last.get(name, -1)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags; the last value counts, and the same again is ignored."""
         if new := {name: str(value) for name, value in values.items() if self._tags.get(name) != str(value)}:

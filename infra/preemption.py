@@ -9,6 +9,9 @@ from types import FrameType, TracebackType
 REQUEUE = 75
 """Exit code of a run that was told to stop and has saved (EX_TEMPFAIL): a scheduler should run it again."""
 
+LOST = 69
+"""Exit code of a rank that has lost another, or has not met it (EX_UNAVAILABLE): the job should be started again."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDENTITY, PARENT, TROUBLE = "pairstream.id", "pairstream.parent", "pairstream.trouble"  # tags of a run
+ABOVE = "mlflow.parentRunId"
 
 # MLflow's own defaults block for minutes on a dead server; here the thread is who tries again.
 ENVIRONMENT = {
@@ -82,6 +83,19 @@ def prepare_store(uri: str, experiment: str, artifacts: Path | None) -> None:
         ) from error
 
 
+def check_store(uri: str) -> None:
+    """Raise TrackingError where the store does not answer now; a new database gets its tables."""
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"the MLflow store {uri} does not answer: {sentence(error)}; start its server, or set MLFLOW_TRACKING_URI "
+            "to one that answers or to sqlite:///PATH"
+        ) from error
+
+
 def ensure_run(destination: Destination, started: int | None = None) -> str:
     """The id of the destination's run, found by its identity or made (`started`: ms since the epoch).
 
@@ -99,7 +113,7 @@ def ensure_run(destination: Destination, started: int | None = None) -> str:
             above = _find(client, experiment, parent)
             if above is None:
                 raise TrackingError(f"the parent run {parent!r} is not yet in {uri}: deliver its journal first")
-            tags |= {PARENT: parent, "mlflow.parentRunId": above.info.run_id}
+            tags |= {PARENT: parent, ABOVE: above.info.run_id}
         run = client.create_run(experiment, started, tags, run_name=destination.name)
         return str(run.info.run_id)
 
@@ -249,11 +263,14 @@ def _find(client: MlflowClient, experiment: str, identity: str) -> Run | None:
 
 def _delete_doubles(client: MlflowClient, run_id: str) -> None:
     """Delete the empty runs of this run's identity: a server that is asked too much makes a run after all when the
-    call has long counted as failed, and was made again."""
+    call has long counted as failed, and was made again. Their children become this run's."""
     run = client.get_run(run_id)
     query = f"tags.`{IDENTITY}` = '{run.data.tags.get(IDENTITY)}'"
     for other in client.search_runs([run.info.experiment_id], query):
         if other.info.run_id != run_id and not other.data.metrics and not other.data.params:
+            below = f"tags.`{ABOVE}` = '{other.info.run_id}'"
+            for child in list(_pages(functools.partial(client.search_runs, [run.info.experiment_id], below))):
+                client.set_tag(child.info.run_id, ABOVE, run_id)
             client.delete_run(other.info.run_id)
 
 

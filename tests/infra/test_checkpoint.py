@@ -11,6 +11,7 @@ import torch
 
 from infra.checkpoint import Checkpoints
 from infra.errors import UserError
+from tests.infra.servers import small_disk
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None) -> Path:
@@ -98,6 +99,16 @@ def test_a_disk_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         save(checkpoints, 2)
     monkeypatch.undo()
     assert checkpoints.all() == [1]
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
+    with small_disk(1 << 20, tmp_path / "disk") as disk:
+        checkpoints = Checkpoints(disk / "checkpoints")
+        save(checkpoints, 1)
+        with pytest.raises(UserError, match=r"step 2 could not be written to .*No space left on device"):
+            checkpoints.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
+        assert checkpoints.latest()[0].step == 1  # type: ignore[union-attr]
+        assert [path.name for path in checkpoints.directory.iterdir()] == ["step_1"]
 
 
 def test_complete_json_names_every_file(tmp_path: Path) -> None:

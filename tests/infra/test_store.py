@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,10 @@ def test_review_says_what_it_cannot_find(tmp_path: Path, uri: str) -> None:
         store.runs(uri, "defalt")
     assert "no directory of a tracked run" in str(sync(tmp_path / "nowhere").error)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_store_of_an_older_mlflow_is_a_sentence_that_names_the_way_out(uri: str) -> None:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    with pytest.raises(TrackingError, match=r"out-of-date database schema .* 'mlflow db upgrade"):
+        store.prepare_store(uri, "experiment", None)

@@ -342,6 +342,21 @@ def test_a_run_that_a_server_made_twice_is_there_once_at_the_end(tmp_path: Path,
     assert client.get_run(late).info.lifecycle_stage == "deleted"
 
 
+def test_the_children_of_a_run_that_a_server_made_twice_stay_its_children(tmp_path: Path, uri: str) -> None:
+    parent = Tracker(tmp_path / "parent", destination(uri, "sweep"), ship_every=60)
+    run_id = str(sync(tmp_path / "parent").run_id)
+    client = connect(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    late = client.create_run(experiment, 1, {IDENTITY: "sweep"}).info.run_id  # the older one, which others find
+    first = Tracker(tmp_path / "first", destination(uri, "first", parent="sweep"), ship_every=60).close("FINISHED")
+    assert client.get_run(first.run_id).data.tags["mlflow.parentRunId"] == late
+    parent.close("FINISHED")
+    assert client.get_run(late).info.lifecycle_stage == "deleted"
+    second = Tracker(tmp_path / "second", destination(uri, "second", parent="sweep"), ship_every=60).close("FINISHED")
+    for child in (first, second):
+        assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == run_id
+
+
 def test_two_trackers_of_one_identity_find_one_run(tmp_path: Path, uri: str) -> None:
     trackers = [Tracker(tmp_path / str(i), destination(uri), SOON) for i in range(3)]
     with ThreadPoolExecutor() as pool:

@@ -88,8 +88,11 @@ def test_faults_that_pass_do_not_show(local: Path, server: Faulty) -> None:
     assert collators[0].rows_damaged == 0
 
 
-def test_a_server_that_is_killed_and_comes_back_does_not_show(local: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_and_comes_back_does_not_show(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real server with range requests, stopped and started in mid-read."""
+    monkeypatch.setattr(requests, "LONGEST_DELAY", 5.0)  # a process takes seconds to start where others run
     served = FileServer(local, tmp_path)
     served.start()
     try:

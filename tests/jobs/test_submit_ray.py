@@ -1,0 +1,116 @@
+"""`pairstream submit ray` to a cluster of the test's own: a training, cancelled and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.distributed import free_port
+from infra.journal import JOURNAL, points
+from jobs.cli import main
+
+SERVER = ("grpc", "aiohttp_cors", "opencensus", "prometheus_client")
+"""Of ray[default]: what the job server cannot do without."""
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A cluster of this machine with a token of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}.items():
+        monkeypatch.setenv(name, value)
+    place, port = tempfile.mkdtemp(prefix="ray"), free_port()  # Ray's sockets need a short path
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={port}", f"--temp-dir={place}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]  # fmt: skip
+    with (tmp_path / "ray.out").open("wb") as out:
+        head = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while main(["submit", "ray", "--address", f"http://127.0.0.1:{port}", "--", "recipes"]):
+            assert time.monotonic() < deadline, (tmp_path / "ray.out").read_text()
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        try:
+            head.wait(30)
+        finally:
+            os.killpg(head.pid, signal.SIGKILL) if head.poll() is None else None
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def answer(capsys: Capture, *words: str) -> dict[str, Any]:
+    main(["submit", *words])
+    value: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return value
+
+
+def reached(out: Path) -> int:
+    return max((step for step, _ in points(out)), default=0) if (out / JOURNAL).exists() else 0
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not all(map(find_spec, SERVER)), reason="Ray's job server is not installed (extra `cluster`)")
+def test_cancelled_it_saves_and_the_same_command_goes_on(
+    capsys: Capture, digits_dir: Path, address: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "mine"
+    command = [
+        "ray", "--address", address, "--ranks", "2", "--json", "--", "train", "digits", "--data", str(digits_dir),
+        "--out", str(out), "--steps", "150", "--train.batch", "20", "--train.log-every", "5",
+        "--tracking.no-enabled",
+    ]  # fmt: skip
+    job = answer(capsys, *command)
+    deadline = time.monotonic() + 120
+    while reached(out) < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert answer(capsys, "status", job["job"], "--json")["state"] == "running"
+    found = answer(capsys, "cancel", job["job"], "--json")
+    assert found["state"] == "preempted"
+    assert 20 <= reached(out) < 150
+    again = answer(capsys, *command)
+    while (found := answer(capsys, "status", again["job"], "--json"))["state"] in ("queued", "running"):
+        assert time.monotonic() < deadline + 120
+        time.sleep(1)
+    assert (found["state"], found["code"]) == ("finished", 0)
+    main(["submit", "logs", again["job"], "--follow"])
+    assert "finished at step 150" in capsys.readouterr().out
+    assert [step for step, values in points(out) if "train/objective" in values] == list(range(5, 151, 5))
+
+
+def test_no_server_and_several_nodes_are_sentences(
+    capsys: Capture, tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = f"http://127.0.0.1:{free_port()}"
+    assert main(["submit", "ray", "--address", address, "--", "recipes"]) == 2
+    assert "no Ray job server answers at http://127.0.0.1" in capsys.readouterr().err
+    train = ["train", "digits", "--data", str(digits_dir)]
+    assert main(["submit", "ray", "--nodes", "2", "--", *train]) == 2
+    assert "Ray starts a training on one node" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_entry_point_is_shown_whole(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = answer(capsys, "ray", "--dry-run", "--json", "--", "sweep", "digits", "--out", "runs/a b")["submits"]
+    assert shown.startswith(f"cd {tmp_path} && exec ")
+    assert shown.endswith("sweep digits --out 'runs/a b' --ray auto")
