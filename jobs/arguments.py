@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -17,9 +18,13 @@ from infra.store import RUNS
 from pipeline import config
 from pipeline.config import Run
 
+if TYPE_CHECKING:
+    from pipeline.packaging import Packaged
+
 T = TypeVar("T")
 FREE_ON_RESUME = (
     "engine.zero_stage", "engine.accumulate", "engine.device", "engine.threads", "engine.workers",
+    "engine.patience",
     "tracking.", "examine.", "train.keep", "train.checkpoint_every", "train.damage", "data",
 )  # fmt: skip
 """Fields that a resumed run may change: none of them changes what is computed."""
@@ -46,6 +51,11 @@ def split_name(job: str, what: str, arguments: list[str], known: list[str]) -> t
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"pairstream {job} needs a {what} first: one of {', '.join(known)}")
     return arguments[0], arguments[1:]
+
+
+def split_list(text: str) -> list[str]:
+    """The names in `one,other`, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @dataclass
@@ -90,6 +100,30 @@ def find_run(name: str) -> Path:
     known = sorted((path.parent.name for path in RUNS.glob("*/run.json")), reverse=True)
     hint = f"; the latest here are {', '.join(known[:5])}" if known else "; there is no run under runs/ yet"
     raise UserError(f"no run {name!r} (neither a run's directory nor a name under runs/)" + hint)
+
+
+def open_model(name: str) -> Packaged:
+    """A trained model: of a run's best checkpoint, by path or by its name under runs/, or of a packaged model's folder.
+
+    Says on stderr where the run's training has not reached its last step. Raises UserError.
+    """
+    from infra.checkpoint import Checkpoints
+    from pipeline import packaging
+
+    folder = Path(name)
+    for about in (folder / packaging.ABOUT, *folder.glob(f"data/*/{packaging.ABOUT}")):  # ours, MLflow's
+        if about.is_file():
+            return packaging.load(about.parent)
+    directory = find_run(name)
+    model = packaging.of_run(directory)
+    latest, last = Checkpoints(directory / "checkpoints").all()[-1], model.run.train.steps
+    if latest < last:
+        print(
+            f"{directory}: its training is at step {latest:,} of {last:,} (it goes on, was cut off or stopped early); "
+            f"this is the best checkpoint so far, of step {model.about['step']:,}",
+            file=sys.stderr,
+        )
+    return model
 
 
 def closing_json(value: Any) -> None:

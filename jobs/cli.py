@@ -16,9 +16,15 @@ JOBS = {
     "recipes": ("jobs.recipes", "list the recipes and sweeps that can be run"),
     "train": ("jobs.train", "train a recipe, on one rank or several; resume; repeat with other seeds"),
     "evaluate": ("jobs.evaluate", "all metrics of a run's best checkpoint on a split"),
+    "generate": ("jobs.generate", "ask a trained model: any modalities in, any others out"),
+    "studio": ("jobs.studio", "a page to ask a trained model and to drag its latent dimensions"),
+    "embed": ("jobs.embed", "latent means and deviations of a data set, as Parquet"),
+    "search": ("jobs.search", "nearest neighbours of anything in such a file, across modalities"),
+    "impute": ("jobs.impute", "complete a data set by a trained model"),
     "reproduce": ("jobs.reproduce", "make a table of the papers again, beside their numbers"),
     "sweep": ("jobs.sweep", "train a grid of trials with Ray Tune, one MLflow run each"),
     "review": ("jobs.review", "compare runs; deliver what MLflow has not got yet"),
+    "doctor": ("jobs.doctor", "check a node, or all of an allocation, before a long run"),
     "submit": ("jobs.submit", "start any job in the background and look after it"),
     "bench": ("jobs.bench", "measure speed against a peer or a limit"),
 }
@@ -55,11 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except UserError as error:
         if error.shared and os.environ.get("RANK", "0") != "0":
-            return 2  # rank 0 says it
+            return error.code  # rank 0 says it
         print(f"pairstream: {error}", file=sys.stderr)
         if "--json" in rest:
             print(json.dumps({"job": name, "error": str(error)}))
-        return 2
+        return error.code
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:

@@ -117,6 +117,9 @@ def _contents(name: str, manifest: Manifest, console: Console) -> dict[str, Any]
     from rich.markup import escape
     from rich.table import Table
 
+    from pipeline.imputing.marks import NAME as IMPUTED
+    from pipeline.imputing.marks import about
+
     size, names = sum(shard.bytes for shard in manifest.shards), list(manifest.modalities)
     console.print(
         f"[bold]{escape(name)}[/] corpus {manifest.corpus}, {len(manifest):,} samples, {len(manifest.size):,} members, "
@@ -136,9 +139,15 @@ def _contents(name: str, manifest: Manifest, console: Console) -> dict[str, Any]
         if len(kinds) > SHOWN:
             table.add_row(split, f"… {len(kinds):,} patterns in all", "", "")
     console.print(table)
+    made = about(manifest)
+    if made:
+        members = ", ".join(f"{count:,} {member}" for member, count in made["imputed"].items())
+        whose = f"imputed by {made['by']['run']} at step {made['by']['step']:,}: {members or 'nothing'} ({IMPUTED})"
+        console.print(escape(whose), soft_wrap=True)
     return {
         "directory": name, "corpus": manifest.corpus, "fingerprint": manifest.fingerprint, "samples": len(manifest),
         "members": len(manifest.size), "bytes": size, "shards": len(manifest.shards), "patterns": patterns,
+        "imputed": made["imputed"] if made else {},
     }  # fmt: skip
 
 

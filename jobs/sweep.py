@@ -9,9 +9,9 @@ minutes for `pairstream sweep digits` on two cores.
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass, fields, replace
+import sys
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -19,21 +19,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from infra.disk import write_whole
 from infra.distributed import cores
 from infra.errors import UserError, nearest
 from infra.preemption import REQUEUE
 from infra.storage import absolute
 from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
 from jobs.tuning.ledger import Ledger, best_so_far
+from jobs.tuning.written import draws_of, grid_of, load, save
 from pipeline import config
 from pipeline.config import Run
 from pipeline.recipes import SWEEPS, recipe, sweepable
-from pipeline.recipes.sweep import READY, Draw, Scheduler, Search, Sweep
+from pipeline.recipes.sweep import READY, Scheduler, Search, Sweep
 from pipeline.settings import check
 from pipeline.sweep_table import Baseline, Trial, best_trials, draw, show, write_csv
 
-PLAN = "sweep.json"
 UNFINISHED = "not finished"
 Over = Literal["", "supervision", "k-effect", "lambda", "product"]
 
@@ -69,6 +68,8 @@ class Options:
     """End after so long; --resume goes on. 0 is no limit."""
     retries: int = 2
     """How often a trial goes on from its checkpoint after its worker or its machine was lost."""
+    stall: float = 60.0
+    """Minutes without a step after which a trial hangs: its worker ends, and counts as lost. 0 is never."""
     ray: str = ""
     """Address of a Ray cluster that runs already (auto: the one that this machine belongs to)."""
     out: Path | None = None
@@ -89,14 +90,15 @@ def main(arguments: list[str]) -> int:
     saved = None
     if early.resume:
         check(early.out is not None, "--resume needs --out DIR of the sweep to continue")
-        saved = _load(Path(early.out or ""))
+        saved = load(Path(early.out or ""))
     default = saved.run if saved else SWEEPS[name]().run if name in SWEEPS else recipe(name, early.data)
     options = parse(f"sweep {name}", Options, rest, Options(run=default), about=__doc__)
     check(
         1 <= options.cpus <= cores() or bool(options.ray),
         f"--cpus {options.cpus}: this machine lets us use {cores()} cores",
     )
-    check(options.gpus >= 0 and options.hours >= 0 and options.retries >= 0, "--gpus, --hours, --retries: 0 or more")
+    amounts = (options.gpus, options.hours, options.retries, options.stall)
+    check(min(amounts) >= 0, "--gpus, --hours, --retries, --stall: 0 or more")
     check(
         options.pack >= 0 and not (options.pack and (options.ranks > 1 or options.ray or options.hours)),
         "--pack trains in this process: leave --ranks, --ray and --hours away",
@@ -117,8 +119,8 @@ def main(arguments: list[str]) -> int:
                 f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
             )
     check(
-        not options.pack or (plan.scheduler, plan.search) == ("none", "random"),
-        "--pack has no scheduler and draws by chance: leave --scheduler and --search away",
+        not options.pack or (plan.scheduler in ("none", "asha") and plan.search == "random"),
+        "--pack knows the scheduler asha and draws by chance: leave other --scheduler and --search away",
     )
     return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
 
@@ -132,7 +134,7 @@ def _planned(name: str, run: Run, options: Options) -> Sweep:
     own = SWEEPS[name]() if name in SWEEPS else None
     if options.grid or options.sample:
         check(not options.over, "--over is a grid of its own: leave it away, or --grid and --sample")
-        grid, draws = _grid(options.grid), _draws(options.sample)
+        grid, draws = grid_of(options.grid), draws_of(options.sample)
         plan = Sweep(run, grid, run.train.best, run.train.best_is, own.columns if own else (), draws, options.trials)
     elif own and not options.over:
         plan = replace(own, run=run)
@@ -146,8 +148,8 @@ def _planned(name: str, run: Run, options: Options) -> Sweep:
 def _continued(saved: Sweep, plan: Sweep, options: Options, directory: Path) -> Sweep:
     """The sweep as it began; only more trials can be asked for."""
     asked = {
-        "grid": (dict(_grid(options.grid)), dict(saved.grid)),
-        "sample": (dict(_draws(options.sample)), dict(saved.sample)),
+        "grid": (dict(grid_of(options.grid)), dict(saved.grid)),
+        "sample": (dict(draws_of(options.sample)), dict(saved.sample)),
         "scheduler": (options.scheduler if options.scheduler != "none" else "", saved.scheduler),
         "search": (options.search if options.search != "random" else "", saved.search),
         "metric": (options.metric, saved.metric),
@@ -156,57 +158,6 @@ def _continued(saved: Sweep, plan: Sweep, options: Options, directory: Path) -> 
         check(not wanted or wanted == had, f"--resume: the {key} of {directory} was {had}; leave --{key} away")
     check(not options.over, f"--resume: {directory} knows what it sweeps; leave --over away")
     return replace(plan, trials=max(saved.trials, options.trials))
-
-
-def _save(plan: Sweep, directory: Path) -> None:
-    values = {one.name: getattr(plan, one.name) for one in fields(plan)} | {
-        "run": config.to_dict(plan.run),
-        "grid": {key: list(values) for key, values in plan.grid.items()},
-        "sample": {key: str(draw) for key, draw in plan.sample.items()},
-    }
-    write_whole(directory / PLAN, json.dumps(values, indent=2) + "\n")
-
-
-def _load(directory: Path) -> Sweep:
-    """The sweep that a directory began with. Raises UserError where there is none."""
-    try:
-        values = json.loads((directory / PLAN).read_text())
-        values["run"] = config.from_dict(values["run"], str(directory / PLAN))
-        values["columns"] = tuple(values["columns"])
-        values["sample"] = {key: _draw(f"{key}={text}", text) for key, text in values["sample"].items()}
-        return Sweep(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"there is no sweep to resume in {directory} ({error})") from None
-
-
-def _grid(items: tuple[str, ...]) -> dict[str, list[Any]]:
-    """KEY=VALUE,VALUE … as a grid. Raises UserError."""
-    grid: dict[str, list[Any]] = {}
-    for item in items:
-        key, equals, values = item.partition("=")
-        check(bool(equals and values), f"--grid {item!r}: write KEY=VALUE,VALUE")
-        grid[key] = [_number(value) for value in values.split(",")]
-    return grid
-
-
-def _draws(items: tuple[str, ...]) -> dict[str, Draw]:
-    """KEY=KIND:NUMBER:NUMBER … as distributions. Raises UserError."""
-    return {item.partition("=")[0]: _draw(item, item.partition("=")[2]) for item in items}
-
-
-def _draw(item: str, text: str) -> Draw:
-    kind, *values = text.split(":")
-    check(bool(values), f"--sample {item!r}: write KEY=loguniform:0.1:100, KEY=choice:A:B and the like")
-    return Draw(kind, tuple(_number(value) for value in values))
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
@@ -236,7 +187,7 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
     tracking = plan.run.tracking
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _save(plan, directory)
+        save(plan, directory)
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --out") from None
     where = destination(plan.run, directory)  # a sweep that is resumed keeps its identity, a new one gets its own
@@ -255,13 +206,27 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
                 "pairstream.direction": plan.direction,
             }
         )  # fmt: skip
-    resources = Resources(options.cpus, options.gpus, options.ranks, options.hours, options.retries, options.ray)
+    resources = Resources(
+        options.cpus, options.gpus, options.ranks, options.hours, options.retries, options.stall, options.ray
+    )
+
+    def lost() -> None:
+        where = options.ray or "this machine"
+        print(
+            f"Ray answers no longer at {where}: go on with pairstream sweep {plan.run.recipe} --resume --out "
+            f"{os.path.relpath(directory)}, on another cluster (--ray) or without one",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        if tracker:
+            tracker.close("KILLED", timeout=20)
+        os._exit(REQUEUE)  # the main thread hangs in Ray
+
     status = "FAILED"
     try:
         if options.pack:
             run_packed(plan, directory, where.identity, options.pack)
         else:
-            run_trials(plan, directory, where.identity, resources)
+            run_trials(plan, directory, where.identity, resources, lost)
         trials = _trials(plan, directory)
         baselines = _baselines(plan, manifest)
         files = [write_csv(plan, trials, baselines, command, directory / "table.csv")]
@@ -278,6 +243,11 @@ def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
             shown = max((trials[n] for n in best), key=lambda trial: trial.pairs, default=Trial({}, directory, {}, 0))
             asked = (plan.metric, *plan.columns)
             tracker.metrics(len(trials), {name: value for name, value in shown.metrics.items() if name in asked})
+            if tracking.model:
+                from pipeline.serving import log_model
+
+                for trial in (trials[number] for number in best if not trials[number].error):
+                    log_model(trial.directory)
     finally:
         if tracker:
             tracker.close(status)
@@ -298,11 +268,14 @@ def _look_further(recipe: str, directory: Path, best: list[Trial], uri: str) -> 
     """The exact commands and files that say more."""
     print("look further:")
     for trial in best:
+        if trial.stopped:
+            continue  # it has none
         cell = ", ".join(f"{key} {value}" for key, value in trial.cell.items())
         print(f"  {os.path.relpath(trial.directory / 'pictures')}/    curves and cross-generations ({cell})")
     if best:
-        print(f"  pairstream evaluate {os.path.relpath(best[-1].directory)} --split val")
-        print(f"  pairstream train {recipe} --from {os.path.relpath(best[-1].directory)} --seeds 3")
+        place = os.path.relpath(best[-1].directory)
+        for job, rest in (("evaluate", " --split val"), ("generate", ""), (f"train {recipe} --from", " --seeds 3")):
+            print(f"  pairstream {job} {place}{rest}")
     if uri:
         print(f"  pairstream review --filter {directory.name}")
         print(f"  mlflow ui --backend-store-uri {uri}" if not uri.startswith("http") else f"  {uri}")

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from infra.allocation import nodes
 from infra.distributed import check_ranks, is_worker, launch
 from infra.errors import UserError
-from infra.preemption import REQUEUE
+from infra.preemption import REQUEUE, SIGNALS
 from jobs.arguments import RUNS, closing_json, early_options, find_run, parse, refuse_changes, split_name
 from pipeline import config
 from pipeline.config import Run
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from pipeline.train import Result
 
 
+NO_LOSS = (0, UserError.code, REQUEUE, *(128 + number for number in SIGNALS))
+"""Codes of ranks that need no restart: they are done, the user has to mend something, or asked them to end."""
+
+
 @dataclass(frozen=True)
 class Options:
     run: Annotated[Run, tyro.conf.arg(name="")]
@@ -40,6 +45,8 @@ class Options:
     """Directory of the run; runs/RECIPE-DATE-TIME where not given."""
     ranks: int = 1
     """Processes on this machine that share the work; at most one per core."""
+    restarts: int = 0
+    """How often --ranks that were lost (killed, or out of memory) are started again, from the newest checkpoint."""
     port: int = 0
     """Port at which the ranks meet; 0 takes a free one."""
     resume: bool = False
@@ -60,6 +67,15 @@ def main(arguments: list[str]) -> int:
         print("recipes: " + ", ".join([*RECIPES, *OF_DATA]) + "\npairstream train RECIPE --help lists every field")
         return 0
     name, rest = split_name("train", "recipe", arguments, [*RECIPES, *OF_DATA])
+    options, directory = read(name, rest)
+    directory = directory or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (options.ranks > 1 or nodes()[0] > 1) and not is_worker():
+        return _start_ranks(name, rest, directory, options)
+    return _train(options, directory)
+
+
+def read(name: str, rest: list[str]) -> tuple[Options, Path | None]:
+    """The options of a training, and the directory that it goes on in or was given. Raises UserError."""
     early, saved = early_options(rest), None
     directory = early.out
     if early.resume:
@@ -72,6 +88,11 @@ def main(arguments: list[str]) -> int:
         default = recipe(name, early.data)
     options = parse(f"train {name}", Options, rest, Options(run=default), about=__doc__)
     check(options.seeds >= 1 and options.ranks >= 1, "--seeds and --ranks must be at least 1")
+    check(options.restarts >= 0, "--restarts must not be negative")
+    check(
+        not options.restarts or (options.seeds == 1 and (options.ranks > 1 or nodes()[0] > 1)),
+        "--restarts looks after the ranks of one run: ask for some with --ranks, and leave --seeds away",
+    )
     check(
         not (options.resume and options.seeds > 1),
         "--resume continues one run: name the seed's directory with --out, and leave --seeds away",
@@ -79,10 +100,7 @@ def main(arguments: list[str]) -> int:
     check(not options.weights or options.source is not None, "--weights needs --from RUN")
     if saved:
         refuse_changes(saved, options.run)
-    directory = directory or RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if options.ranks > 1 and not is_worker():
-        return _start_ranks(name, rest, directory, options)
-    return _train(options, directory)
+    return options, directory
 
 
 def _unfinished(name: str) -> Path:
@@ -103,17 +121,28 @@ def _unfinished(name: str) -> Path:
 def _start_ranks(name: str, rest: list[str], directory: Path, options: Options) -> int:
     """Check what can be checked once, then run this very command on several ranks."""
     from pipeline.manifest import check_shards, open_manifest
+    from pipeline.record import settle
     from pipeline.train import check_world
 
     check_ranks(options.ranks)
-    check_world(options.run, options.ranks)
+    check_world(options.run, options.ranks * nodes()[0])
     check_shards(open_manifest(options.run.data), options.run.train.damage)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --out") from None
     command = [sys.executable, "-m", "jobs.cli", "train", name, *rest, "--out", str(directory)]
-    return launch(command, options.ranks, options.port)
+    code = launch(command, options.ranks, options.port)
+    for number in range(1, options.restarts + 1):
+        if code in NO_LOSS:
+            break
+        print(f"the ranks ended with code {code}: restart {number} of {options.restarts}", file=sys.stderr, flush=True)
+        if "--resume" not in command and (directory / "run.json").is_file():
+            command.append("--resume")
+        code = launch(command, options.ranks, options.port)
+    if code not in (0, REQUEUE) and nodes()[1] == 0:  # its own node's launcher, where rank 0 could not say so
+        settle(directory, "FAILED")
+    return code
 
 
 def _train(options: Options, directory: Path) -> int:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from infra.distributed import cores
 from infra.errors import UserError
 from jobs.tuning.ledger import Ledger, Outcome, end, outcome_in
 from jobs.tuning.plan import Plan, scheduler
+from jobs.tuning.pulse import watched
 from jobs.tuning.ranks import bundles
+from jobs.tuning.stall import WHY
 from jobs.tuning.trial import Setting, name_of_trial, trial
 from pipeline import config
 from pipeline.recipes.sweep import Sweep
@@ -53,12 +55,15 @@ class Resources:
     """Of the whole sweep; 0 is as long as it takes."""
     retries: int = 2
     """How often a trial is begun anew from its checkpoint where its worker or machine was lost."""
+    stall: float = 0
+    """Minutes without a step after which a trial hangs; 0 is never."""
     address: str = ""
     """Of a Ray cluster that runs already; empty starts Ray on this machine."""
 
 
-def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resources) -> Ledger:
-    """All trials that have not ended, each in a directory of its own; what became of them is in the ledger.
+def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resources, lost: Callable[[], None]) -> Ledger:
+    """All trials that have not ended, each in a directory of its own; what became of them is in the ledger. Where the
+    cluster's head is lost, `lost` is called in another thread, and nothing of Ray's returns: it has to end the process.
 
     Raises UserError where no Ray answers at the address, or has not what one trial needs.
     """
@@ -76,8 +81,10 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
         uuid.uuid4().hex,
         sweep.scheduler == "pbt",
         resources.ranks,
+        resources.stall,
     )
     _connect(resources)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what befalls a trial is told in a sentence
     try:
         with Progress(console=Console(stderr=True)) as bar:
             left = plan.left
@@ -100,7 +107,7 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
                     failure_config=tune.FailureConfig(max_failures=resources.retries),
                 ),
             )  # fmt: skip
-            with _ending_as_interrupted():
+            with _ending_as_interrupted(), watched(ray.get_runtime_context().gcs_address, lost):
                 tuner.fit()
     finally:
         ray.shutdown()
@@ -141,8 +148,9 @@ def _connect(resources: Resources) -> None:
                 runtime_env={"env_vars": ENVIRONMENT},
             )  # fmt: skip
         except (ConnectionError, ValueError) as error:
+            reason, *_ = str(error.__cause__ or error).splitlines()  # the cause tells of a token that is asked for
             raise UserError(
-                f"no Ray cluster answers at {resources.address} ({error}): start one, or leave --ray away"
+                f"no Ray cluster answers at {resources.address} ({reason}): start one, or leave --ray away"
             ) from None
     else:
         ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -169,10 +177,17 @@ class _Watch(tune.Callback):
             return  # the sweep's time is over, not the trial's: --resume goes on with it
         if outcome_in(directory) is None:
             end(directory, Outcome("stopped", int((trial.last_result or {}).get("step", 0))))
+        for statistics in (trial.run_metadata.metric_n_steps, trial.run_metadata.metric_analysis):
+            statistics.clear()  # most of what the driver keeps of a trial, and nobody asks for it
         self._say(trial, "done")
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        print(f"trial {self._place(trial).name} has lost its worker: begun anew", file=sys.stderr, flush=True)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = str(trial.get_error() or "lost").strip().splitlines()[-1]
+        why = self._place(trial) / WHY
+        reason = why.read_text() if why.is_file() else str(trial.get_error() or "lost")
+        reason = reason.strip().splitlines()[-1]
         end(self._place(trial), Outcome("failed", 0, error=reason))
         self._say(trial, "failed")
 

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from infra.distributed import free_port
 from infra.errors import UserError
+from infra.preemption import LOST
 from jobs.tuning.ledger import Outcome
 from jobs.tuning.trial import Report, Setting, work
 from pipeline.config import Run
@@ -57,6 +58,8 @@ class _Rank:
         try:
             return work(run, directory, setting, self.bridge), self.bridge.over
         except UserError as error:
+            if error.code == LOST:  # Ray begins the trial anew
+                raise
             return Outcome("failed", 0, error=str(error)), False
 
     def told(self) -> tuple[int, dict[str, float]] | None:

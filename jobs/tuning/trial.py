@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -18,8 +19,11 @@ from filelock import Timeout
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
 from infra.errors import UserError
-from infra.journal import JOURNAL, points
+from infra.journal import JOURNAL, Journal, points
+from infra.preemption import LOST
+from infra.store import sentence
 from jobs.tuning.ledger import TRIAL, Outcome, end, outcome_in
+from jobs.tuning.stall import WHY, ending_when_stalled
 from pipeline import config
 from pipeline.config import Run
 
@@ -31,6 +35,8 @@ NAME = "name"
 TIME = "validations"
 """What Ray's schedulers count in."""
 DONOR, IDS = "donor.json", "ray-trials"
+NODE = "ray.node"
+"""A run's tag: the id of the node that it was trained on, beside `system.host`."""
 ATTEMPTS = 5
 ORPHAN = 60
 """Seconds for a worker without a driver to end."""
@@ -51,6 +57,8 @@ class Setting:
     """Trials take over one another's weights (population-based training)."""
     ranks: int = 1
     """Of each trial."""
+    stall: float = 0
+    """Minutes without a step after which a trial hangs; 0 is never."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,14 @@ class Reporter:
                 if self.setting.exploits:  # where weights lie, not the weights: those have checkpoints of their own
                     (Path(place) / DONOR).write_text(json.dumps(str(self.directory)))
                     donor = tune.Checkpoint.from_directory(place)
+                # no more than is asked of it: the driver keeps statistics of each number of each trial
+                told = {
+                    self.setting.metric: metrics[self.setting.metric],
+                    "step": step,
+                    TIME: self.told.validations + 1,
+                }
                 try:
-                    tune.report({**metrics, "step": step, TIME: self.told.validations + 1}, checkpoint=donor)
+                    tune.report(told, checkpoint=donor)
                 except SystemExit:  # how Ray ends a function: the training saves first
                     self.over = True
             self.told = replace(self.told, step=step, validations=self.told.validations + 1)
@@ -146,7 +160,12 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
         try:
             outcome = do(run, directory, setting, reporter)
         except UserError as error:
+            if error.code == LOST:  # a rank: Ray begins the trial anew
+                raise
             outcome = Outcome("failed", 0, error=str(error))
+        except Exception as error:
+            write_whole(directory / WHY, sentence(error) + "\n")  # Ray does not always know it
+            raise
         if outcome:
             end(directory, outcome)
     if reporter.over:
@@ -163,10 +182,18 @@ class Report(Protocol):
 
 def work(run: Run, directory: Path, setting: Setting, report: Report) -> Outcome | None:
     """How the training ended; None where the driver has to say (a scheduler's stop, or only a pause). Collective."""
+    import ray
+
     from pipeline.train import train
 
+    if os.environ.get("RANK", "0") == "0":  # of a trial that is begun anew elsewhere, the last one counts
+        with contextlib.closing(Journal(directory)) as journal:
+            journal.tags({NODE: ray.get_runtime_context().get_node_id()})
     identity = f"{setting.identity}/{directory.name}"
-    result = train(run, directory, resume=True, report=report, identity=identity, parent=setting.identity)
+    with ending_when_stalled(directory, setting.stall) as on_step:
+        result = train(
+            run, directory, resume=True, report=report, identity=identity, parent=setting.identity, on_step=on_step
+        )
     if report.over or result.status == "preempted":
         return None
     return finished(run, result)

@@ -165,6 +165,13 @@ def test_what_a_sweep_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert took["overhead, seconds a trial"] == pytest.approx(ours - loop)
 
 
+def test_imputing_is_compared_to_the_networks_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "impute", "--samples", "128", "--blocks", "1", "--json"]) == 0
+    for outcome in json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]:
+        assert outcome["reference"] == "encoders and decoders alone"
+        assert outcome["ratios"]["pairstream impute"] > 0
+
+
 def test_cases_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "stream", "--only", "raw,jpg"]) == 2
     assert "no case 'jpg'" in capsys.readouterr().err

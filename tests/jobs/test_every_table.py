@@ -10,7 +10,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.corpora import prepare
-from pipeline.reproduce import TABLES, archive, faces, likelihoods, sentences, weak
+from pipeline.reproduce import TABLES, archive, faces, likelihoods, sentences, weak, worth
 from pipeline.reproduce.writer import read
 from tests.pipeline.corpora import tiny, without_extras
 
@@ -34,6 +34,7 @@ DATA = {
     "celeba-transforms": ("celeba-transforms",),
     "translation": ("iwslt-en-vi",),
     "cub-coherence": ("cub-features",),
+    "worth": ("mnist", "celeba"),
 }
 SOME = {
     "digits-weak": ["--columns", "20 %", "100 %"],
@@ -65,6 +66,7 @@ def test_every_table_is_made(
     for module in (faces, sentences):
         monkeypatch.setattr(module, "SAMPLES", 5)
     monkeypatch.setattr(likelihoods, "SAMPLES", dict.fromkeys(likelihoods.DATA, 5))
+    monkeypatch.setattr(worth, "LEVEL", 0.5)
     monkeypatch.setattr(weak, "COURSE", (1.0,))  # trainings of one step have no course
     archive._finished.cache_clear()
     for corpus in DATA[name]:

@@ -152,6 +152,20 @@ def test_other_data_are_no_basis(place: Path, monkeypatch: pytest.MonkeyPatch) -
         work.done(root)
 
 
+def test_another_precision_is_another_training_and_named_in_the_command(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "digits-weak", "--budget", "0.005", "--columns", "100 %", "--rows", "k = 1"]
+    assert main([*command, "--json"]) == 0
+    plain = last_line(capsys)["numbers"][0]
+    assert main([*command, "--precision", "bf16", "--json"]) == 0
+    told = last_line(capsys)["numbers"][0]
+    assert told["command"].endswith("--precision bf16")
+    assert "precision" not in plain["command"]
+    precisions = [config.load(file).engine.precision for file in place.glob("runs/reproduce/*/run.json")]
+    assert sorted(precisions) == ["bf16", "fp32"]
+
+
 def test_a_metric_that_the_evaluation_lacks_is_evaluated(place: Path) -> None:
     work, root = Trained(lasting("digits", 1), (METRIC,), studies=()), Path("runs/reproduce")
     work.do(root)

@@ -64,6 +64,8 @@ def test_runs_are_compared_by_what_picked_their_checkpoints() -> None:
     odd = row("6", {"train.best": "val/odd", "train.best_is": "min"}, {"test/odd": 1.0})
     assert aim_of([odd], "test/odd") == Aim("test/odd", "min")
     assert aim_of([odd], "test/odd", "max") == Aim("test/odd", "max")
+    sweep = row("6", parent=None, **{"pairstream.metric": "val/kl", "pairstream.direction": "min"})
+    assert aim_of([row("7", params, {"val/kl": 1.0, "val/fid": 2.0})], sweep=sweep) == Aim("val/kl", "min")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from jobs.submitted import RECORDS, process
+from jobs.submitted import RECORDS
+from jobs.submitting.local import process
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,8 +29,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for file in RECORDS.glob("*/job.json"):
         record = json.loads(file.read_text())
-        if process(record["pid"]) == (True, record["started"]):
-            os.kill(record["pid"], signal.SIGKILL)
+        if process(record["id"]) == (True, record["started"]):
+            os.kill(record["id"], signal.SIGKILL)
 
 
 def answer(capsys: Capture, *words: str) -> tuple[int, dict[str, Any]]:
@@ -68,8 +69,8 @@ def record_of(other: subprocess.Popen[bytes], **changes: Any) -> str:
     directory.mkdir(parents=True)
     (directory / "log.txt").touch()
     record = {
-        "command": ["recipes"], "pid": other.pid, "started": process(other.pid)[1], "host": os.uname().nodename,
-        "submitted": "2026-01-31T12:00:00+00:00",
+        "backend": "local", "command": ["recipes"], "id": other.pid, "started": process(other.pid)[1],
+        "host": os.uname().nodename, "submitted": "2026-01-31T12:00:00+00:00",
     }  # fmt: skip
     (directory / "job.json").write_text(json.dumps(record | changes))
     return directory.name
@@ -116,8 +117,8 @@ def test_job_that_cannot_work_has_failed_with_its_exit_code(capsys: Capture) -> 
 def test_kill_9_is_told_from_running(capsys: Capture, place: Path) -> None:
     job = waiting_job(capsys, place)
     assert job["state"] == "running"
-    assert os.getsid(job["pid"]) == job["pid"], "the job must outlive the shell's session"
-    os.kill(job["pid"], signal.SIGKILL)
+    assert os.getsid(job["id"]) == job["id"], "the job must outlive the shell's session"
+    os.kill(job["id"], signal.SIGKILL)
     found = state_after(capsys, job["job"])
     assert (found["state"], found["code"]) == ("killed", None)
 
@@ -158,9 +159,10 @@ def test_job_of_another_machine_is_unknown_and_left_alone(capsys: Capture) -> No
 
 def test_dry_run_starts_nothing(capsys: Capture) -> None:
     code, job = answer(capsys, "local", "--dry-run", "--json", "--", "train", "digits", "--optim.lr", "1e-4")
-    assert (code, job["pid"], job["dry_run"]) == (0, None, True)
+    assert (code, job["id"], job["dry_run"]) == (0, None, True)
     assert job["command"] == ["train", "digits", "--optim.lr", "1e-4"]
     assert job["log"].endswith("log.txt")
+    assert "train digits" in job["submits"]
     assert not RECORDS.exists()
 
 

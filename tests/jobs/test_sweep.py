@@ -11,7 +11,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.journal import points
-from infra.store import runs
+from infra.store import connect, runs
 from jobs.cli import main
 from jobs.sweep import main as sweep_job
 from pipeline import config
@@ -60,6 +60,8 @@ def test_a_sweep_is_its_plain_runs_and_one_honest_record(
     for child in children:
         assert {"val/elbo", "train/elbo", "test/elbo", "test/accuracy/label_given_top"} <= set(child["metrics"])
         assert child["params"]["objective.lambda.label"] == "2.0"
+        files = connect(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}").list_artifacts(child["run_id"], "model")
+        assert "model/MLmodel" in [file.path for file in files], "each is the best of its supervision fraction"
     # Again with --resume: finished trials are not trained again, no child is doubled, the table is the same.
     before = [
         (Path(trial["directory"]) / "journal.jsonl").read_text().count("train/elbo") for trial in result["trials"]

@@ -2,134 +2,99 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from infra.journal import JOURNAL, points
+from infra.journal import JOURNAL
 from infra.preemption import REQUEUE
 from infra.store import runs
-from jobs.tuning.ledger import Ledger
+from infra.tracking import SHIPPED
+from jobs.tuning.ledger import OUTCOME, Ledger
 from jobs.tuning.trial import told_in
+from tests.jobs.sweeps import KEEPING, SAMPLE, STEPS, SWEEP, checkpoints_of, finished, one_honest_record, until
 
 pytestmark = pytest.mark.slow
-SAMPLE = ["--sample", "objective.lambda.label=loguniform:0.1:100", "optim.lr=loguniform:1e-5:1e-2"]
-STEPS = ["--train.steps", "200", "--train.batch", "20", "--train.validate-every", "20", "--train.log-every", "5"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def command(place: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.cli", "sweep", "digits", *options, "--out", "runs/sw", "--json"]
-
-
-def started(place: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    return subprocess.Popen(
-        command(place, *options), cwd=place, env=environment | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, f"{out}\n{err}"
-    result: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return result
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    pytest.fail("it never came to that")
-
-
-def points_of(sweep: Path, name: str) -> list[int]:
-    return [step for step, values in points(sweep / name) if "train/elbo" in values]
-
-
-def one_honest_record(place: Path, trials: int, jumps: bool = False) -> None:
-    """One parent, a child per trial, every child's curve whole, each step once; `jumps`: weights come from others that
-    were further."""
-    sweep, store = place / "runs/sw", runs(f"sqlite:///{place / 'runs' / 'mlflow.db'}")
-    (parent,) = [run for run in store if run["parent"] is None]
-    children = [run for run in store if run["parent"] == parent["identity"]]
-    ledger = Ledger(sweep)
-    assert sorted(run["name"] for run in children) == [entry.name for entry in ledger.entries]
-    assert len(children) == trials
-    assert {run["status"] for run in store} == {"FINISHED"}
-    for entry in ledger.entries:
-        outcome = ledger.outcome(entry)
-        assert outcome is not None
-        assert not outcome.error
-        steps = points_of(sweep, entry.name)
-        assert steps == sorted(set(steps))
-        assert jumps or steps == list(range(5, steps[-1] + 1, 5)), "a point is missing"
-
-
-@pytest.mark.parametrize(("scheduler", "number"), [("asha", signal.SIGKILL), ("none", signal.SIGTERM)])
-def test_a_killed_driver(scheduler: str, number: signal.Signals, tmp_path: Path, digits_dir: Path) -> None:
-    sweep = tmp_path / "runs/sw"
-    first = started(tmp_path, "--data", str(digits_dir), *STEPS, *SAMPLE, "--trials", "5", "--scheduler", scheduler)
+@pytest.mark.parametrize(("scheduler", "number", "trials"), [("asha", signal.SIGKILL, 4), ("none", signal.SIGTERM, 3)])
+def test_a_killed_driver(
+    scheduler: str, number: signal.Signals, trials: int, sweep_digits: Start, tmp_path: Path
+) -> None:
+    sweep = tmp_path / SWEEP
+    first = sweep_digits(*STEPS, *KEEPING, *SAMPLE, "--trials", str(trials), "--scheduler", scheduler)
 
     def one_over_and_one_begun() -> bool:
         ledger = Ledger(sweep) if sweep.exists() else None
-        ends = [ledger.outcome(entry) is not None for entry in ledger.entries] if ledger else []
-        return any(ends) and len(ends) > sum(ends)
+        over = {entry.name: ledger.outcome(entry) is not None for entry in ledger.entries} if ledger else {}
+        return any(over.values()) and any(not over[name] and checkpoints_of(sweep / name) for name in over)
 
     until(one_over_and_one_begun, first)
     first.send_signal(number)
     assert first.wait(120) == (REQUEUE if number == signal.SIGTERM else -number)
     before = Ledger(sweep)
+    known = {sweep / entry.name: checkpoints_of(sweep / entry.name) for entry in before.entries}
     ended = {
         entry.name: (sweep / entry.name / JOURNAL).read_text() for entry in before.entries if before.outcome(entry)
     }
-    result = finished(started(tmp_path, "--resume"))
-    assert len(result["trials"]) == 5
+    for shipped in sweep.rglob(SHIPPED):  # as where the kill comes before it is written
+        shipped.unlink()
+    result = finished(sweep_digits("--resume"))
+    assert len(result["trials"]) == trials
     assert Ledger(sweep).entries[: len(before.entries)] == before.entries
     for name, journal in ended.items():
         now = (sweep / name / JOURNAL).read_text()
-        assert now.count("train/elbo") == journal.count("train/elbo"), "it was trained again"
-    one_honest_record(tmp_path, 5)
-    once_more = finished(started(tmp_path, "--resume"))
-    assert [trial["metrics"] for trial in once_more["trials"]] == [trial["metrics"] for trial in result["trials"]]
+        assert now.count("RUNNING") == journal.count("RUNNING"), "it was run again"
+    for place, checkpoints in known.items():
+        assert checkpoints.items() <= checkpoints_of(place).items(), "it was begun anew from step 0"
+    one_honest_record(tmp_path, trials)
+    if scheduler == "asha":
+        again = finished(sweep_digits("--resume"))
+        assert [trial["metrics"] for trial in again["trials"]] == [trial["metrics"] for trial in result["trials"]]
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path: Path, digits_dir: Path) -> None:
-    sweep = tmp_path / "runs/sw"
-    saving = ["--train.checkpoint-every", "20"]
-    driver = started(tmp_path, "--data", str(digits_dir), *STEPS, *saving, *SAMPLE, "--trials", "2")
-    until(lambda: any(sweep.glob("*/checkpoints/step_*")), driver)
-    workers = [one for one in psutil.Process(driver.pid).children(recursive=True) if "ImplicitFunc" in one.name()]
-    workers += [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if not workers and "ImplicitFunc" in " ".join(one.info["cmdline"] or [])
-    ]
+def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_digits: Start, tmp_path: Path) -> None:
+    sweep = tmp_path / SWEEP
+    driver = sweep_digits(*STEPS, *KEEPING, *SAMPLE, "--trials", "2")
+
+    def at_work() -> dict[Path, dict[str, int]]:
+        found = {place: checkpoints_of(place) for place in sweep.glob("0*") if not (place / OUTCOME).exists()}
+        return {place: checkpoints for place, checkpoints in found.items() if len(checkpoints) >= 2}
+
+    until(lambda: bool(at_work()), driver)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    workers = [one for one in below if "ImplicitFunc" in " ".join(one.cmdline())]
     assert workers, "no trial is at work"
-    workers[0].kill()
+    for worker in workers:
+        worker.kill()
+    known = at_work()
+    assert known
     result = finished(driver)
     assert [trial["error"] for trial in result["trials"]] == ["", ""]
+    for place, checkpoints in known.items():
+        assert checkpoints.items() <= checkpoints_of(place).items(), "it was begun anew from step 0"
     one_honest_record(tmp_path, 2)
 
 
-def test_population_based_training_tells_what_it_has_changed(tmp_path: Path, digits_dir: Path) -> None:
-    saving = ["--train.checkpoint-every", "20"]
-    options = ["--data", str(digits_dir), *STEPS, *saving, *SAMPLE, "--trials", "4", "--scheduler", "pbt"]
-    result = finished(started(tmp_path, *options))
+def test_population_based_training_tells_what_it_has_changed(sweep_digits: Start, tmp_path: Path) -> None:
+    """Also of what it had changed before its driver was killed."""
+    sweep = tmp_path / SWEEP
+    steps = ["--train.steps", "200"]
+    first = sweep_digits(*STEPS, *steps, *KEEPING, *SAMPLE, "--trials", "4", "--scheduler", "pbt")
+    until(lambda: any(told_in(place).changed for place in sweep.glob("0*")), first)
+    first.kill()
+    first.wait()
+    for shipped in sweep.rglob(SHIPPED):
+        shipped.unlink()
+    result = finished(sweep_digits("--resume"))
     assert [trial["error"] for trial in result["trials"]] == [""] * 4
     one_honest_record(tmp_path, 4, jumps=True)
-    sweep, store = tmp_path / "runs/sw", runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    store = runs(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     changed = {entry.name: told_in(sweep / entry.name).changed for entry in Ledger(sweep).entries}
     assert any(changed.values()), "poor trials took over nothing"
     for run in store:
@@ -137,3 +102,4 @@ def test_population_based_training_tells_what_it_has_changed(tmp_path: Path, dig
         if now:
             assert float(run["tags"]["changed.optim.lr"]) == now["optim.lr"]
             assert run["params"]["optim.lr"] != run["tags"]["changed.optim.lr"], "what it began with stays"
+            assert run["metrics"]["settings/optim.lr"] == now["optim.lr"]
