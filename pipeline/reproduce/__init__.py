@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from infra.errors import UserError, nearest
-from pipeline.reproduce import domains, faces, likelihoods, sentences, weak
+from pipeline.reproduce import domains, faces, likelihoods, sentences, weak, worth
 from pipeline.reproduce.table import Table
 
 TABLES: dict[str, Table] = {
-    table.name: table for module in (weak, likelihoods, domains, faces, sentences) for table in module.TABLES
+    table.name: table for module in (weak, likelihoods, domains, faces, sentences, worth) for table in module.TABLES
 }
 
 

@@ -8,16 +8,21 @@ from typing import Any
 
 from pipeline.reproduce.table import Number
 
+LOGITS = (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
+"""Ticks of a scale on which 98 and 99 % are as far apart as 1 and 2 %."""
 
-def curves(numbers: Sequence[Number], file: Path, across: str, up: str, logarithmic: bool = True) -> Path:
+
+def curves(
+    numbers: Sequence[Number], file: Path, across: str, up: str, logarithmic: bool = True, shares: bool = False
+) -> Path:
     """One panel a metric, a line a row over the columns, which are numbers with or without a unit ("0.2 %").
 
-    The paper's rows are dashed and grey. Bars are the spread.
+    The paper's rows are dashed and grey. Bars are the spread. `shares` are drawn on a logit scale where none is 0 or 1.
     """
     from matplotlib.figure import Figure
 
     metrics = list(dict.fromkeys(number.quantity for number in numbers))
-    figure = Figure(figsize=(7.5 * len(metrics), 5))
+    figure = Figure(figsize=(7.5 * len(metrics), 6))
     axes = figure.subplots(1, len(metrics), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         mine = [number for number in numbers if number.quantity == metric]
@@ -34,19 +39,26 @@ def curves(numbers: Sequence[Number], file: Path, across: str, up: str, logarith
             axis.set_xscale("log")
         ticks = sorted({_place(number) for number in mine})
         axis.set_xticks(ticks, [_name(mine, tick) for tick in ticks], fontsize=8)
+        ends = [value for n in mine for value in (n.ours, n.paper) if value is not None]
+        if shares and min(ends) > 0 and max(ends) < 1:
+            axis.set_yscale("logit", nonpositive="clip")
+            axis.set_ylim(0.7 * min(ends), 1 - 0.7 * (1 - max(ends)))
+            low, high = axis.get_ylim()
+            marks = [mark for mark in LOGITS if low <= mark <= high]
+            axis.set_yticks(marks, [f"{mark:g}" for mark in marks])
         axis.minorticks_off()
         axis.set_xlabel(across)
         axis.set_ylabel(f"{up} ({metric})")
         axis.grid(alpha=0.3)
         handles, labels = axis.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
-        axis.legend(once.values(), once.keys(), fontsize=7)
+        axis.legend(once.values(), once.keys(), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return _saved(figure, numbers, file)
 
 
 def supervision(numbers: Sequence[Number], file: Path) -> Path:
     """Accuracy over the share of complete pairs (MVAE figure 3)."""
-    return curves(numbers, file, "complete training samples", "test accuracy")
+    return curves(numbers, file, "complete training samples", "test accuracy", shares=True)
 
 
 def coherence_curves(numbers: Sequence[Number], file: Path) -> Path:
@@ -71,14 +83,16 @@ def beside(numbers: Sequence[Number], file: Path) -> Path:
             axis.plot(*zip(*known, strict=True), "x", color="grey", label="the paper")
         axis.set_yticks(places, [number.row for number in mine], fontsize=7)
         axis.invert_yaxis()
-        axis.set_title(f"{column}\n{metric}", fontsize=8)
+        axis.set_title("\n".join(dict.fromkeys((column, metric))), fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return _saved(figure, numbers, file)
 
 
 def _saved(figure: Any, numbers: Sequence[Number], file: Path) -> Path:
-    figure.suptitle(f"{numbers[0].table}: {numbers[0].command}", fontsize=8)
+    commands = {number.command for number in numbers}
+    made = numbers[0].command if len(commands) == 1 else f"{len(commands)} commands, which {file.stem}.csv names"
+    figure.suptitle(f"{numbers[0].table}: {made}", fontsize=8)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

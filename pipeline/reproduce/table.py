@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.evaluate.scored import Scored
 from pipeline.reproduce.work import Result, Work
+from pipeline.settings import Precision
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ class Table:
     """A picture of the numbers."""
     remark: str = ""
     """What a reader has to know."""
+
+
+def in_precision(cells: Sequence[Cell], precision: Precision) -> list[Cell]:
+    """Cells whose trainings' networks are of another precision; what is no training is left as it is."""
+
+    return [
+        replace(cell, candidates=tuple(tuple(w.in_precision(precision) for w in works) for works in cell.candidates))
+        for cell in cells
+    ]
 
 
 def number_of(table: Table, cell: Cell, root: Path, command: str) -> Number | None:

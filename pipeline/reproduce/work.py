@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import xxhash
@@ -25,6 +25,7 @@ from pipeline.evaluate.run import STUDIES, Study, Which, checkpoint_of, chosen_b
 from pipeline.evaluate.scored import Scored
 from pipeline.manifest import open_manifest
 from pipeline.reproduce.archive import archived, directory_of
+from pipeline.settings import Precision
 
 OnStep = Callable[[int, float], None]
 
@@ -74,6 +75,10 @@ class Work(ABC):
     def do(self, root: Path, on_step: OnStep | None = None) -> None:
         """Do what is left of it. Raises Stopped where a signal came, and UserError."""
 
+    def in_precision(self, precision: Precision) -> Work:
+        """The same, with networks of that precision in what is trained by the engine."""
+        return self
+
     def share(self, root: Path) -> float:
         """How much of it is done, 0 to 1."""
         return float(self.done(root) is not None)
@@ -81,6 +86,22 @@ class Work(ABC):
     def fingerprint(self) -> str:
         """Of the data at hand."""
         return open_manifest(self.run.data).fingerprint
+
+    def _keep(self, directory: Path, found: Sequence[Mapping[str, Scored]]) -> None:
+        """Scores that no evaluation of a run has, of each of several runs."""
+        scores = [{name: [one.value, one.error, one.count] for name, one in told.items()} for told in found]
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / "scores.json", json.dumps({"data": self.fingerprint(), "scores": scores}) + "\n")
+
+    def _kept(self, directory: Path, place: int, epochs: float) -> Result | None:
+        """What `_keep` left of a run."""
+        file = directory / "scores.json"
+        if not file.is_file():
+            return None
+        told = json.loads(file.read_text())
+        self._check(told["data"], directory)
+        scores = {name: Scored(*score) for name, score in told["scores"][place].items()}
+        return Result(scores, math.nan, epochs, self.run.seed, told["data"], str(directory))
 
     def _check(self, made_of: str, where: Path) -> None:
         if made_of != self.fingerprint():
@@ -111,6 +132,9 @@ class Trained(Work):
     @property
     def key(self) -> str:
         return f"{self.run.recipe}-{config.identity(self.run)}"
+
+    def in_precision(self, precision: Precision) -> Trained:
+        return replace(self, configuration=config.override(self.run, {"engine.precision": precision}))
 
     def directory(self, root: Path) -> Path:
         """Where it is, or will be: its own, or that of a finished run which MLflow knows."""
@@ -238,17 +262,7 @@ class Fitted(Work):
         return f"{self.run.recipe}-{self.name}-{xxhash.xxh3_64_hexdigest(told.encode())}"
 
     def done(self, root: Path) -> Result | None:
-        file = root / self.key / "scores.json"
-        if not file.is_file():
-            return None
-        told = json.loads(file.read_text())
-        self._check(told["data"], file.parent)
-        scores = {name: Scored(*score) for name, score in told["scores"][self.place].items()}
-        return Result(scores, math.nan, self.epochs, self.run.seed, told["data"], str(file.parent))
+        return self._kept(root / self.key, self.place, self.epochs)
 
     def do(self, root: Path, on_step: OnStep | None = None) -> None:
-        found = self.baseline(list(self.runs))
-        scores = [{name: [one.value, one.error, one.count] for name, one in told.items()} for told in found]
-        directory = root / self.key
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / "scores.json", json.dumps({"data": self.fingerprint(), "scores": scores}) + "\n")
+        self._keep(root / self.key, self.baseline(list(self.runs)))
