@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# one of the demonstration's models, that draws a digit and completes the data it was trained on
+ONE := runs/demo/007-fraction0.2-k1-label50
 # a process of one thread for each core
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8
 
-.PHONY: setup demo test slow lint format bench clean
+.PHONY: setup demo test slow cluster-test chaos lint format bench clean
 
 setup: $(STAMP)
 
@@ -20,6 +22,8 @@ demo: setup
 	$(BIN)/pairstream inspect data/digits --view split --fraction 0.05
 	rm -rf runs/demo
 	$(BIN)/pairstream sweep digits --out runs/demo
+	$(BIN)/pairstream generate $(ONE) --given label=3 --out runs/demo/threes
+	$(BIN)/pairstream impute $(ONE) --data data/digits --pairing.view split --pairing.fraction 0.2 --out runs/demo/completed
 	@echo "(. .venv/bin/activate first, so that the shell finds pairstream and mlflow)"
 
 lint: setup
@@ -32,6 +36,15 @@ test: lint
 
 slow: setup
 	$(PYTEST) --dist worksteal -m slow
+
+# SLURM (installed where this user may), Ray's clusters and its job server, two network namespaces
+cluster-test: setup
+	command -v slurmctld > /dev/null || apt-get install --yes slurm-wlm munge iproute2 || sudo apt-get install --yes slurm-wlm munge iproute2
+	$(BIN)/pytest -m cluster
+
+# a hundred kills -9 of two ranks
+chaos: setup
+	PAIRSTREAM_KILLS=100 $(BIN)/pytest -m slow tests/promises/test_ranks_promise.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
-"""Warnings while a model trains: a posterior that has collapsed, an expert that drowns the others.
+"""Warnings while a model trains: a posterior that has collapsed, an expert that drowns the others, a rank that is slow.
 
-Told from the validation metrics alone, so that they can be told again from a run's journal.
+Told from the points of its curves alone, so that they can be told again from a run's journal.
 
 Collapse: q(z|x) is the same for every x. No latent dimension is active (Burda et al. 2016): the decoders have learnt to
 do without z. An expert of most of the precision makes a product overlook the others (MMVAE sections 3.1 and 4.2 call it
@@ -11,25 +11,30 @@ image, reached before, is lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.config import Run
 from pipeline.objectives.systems import switch_step
+from pipeline.pace import OTHERS, SLOWEST, SLOWEST_RANK
 
 IN_A_ROW = 2
-"""Validations that must show a sign before it counts."""
+"""Validations, or points of the speed, that must show a sign before it counts."""
 MOST_PRECISION = 0.9
 """Share of the joint posterior's precision above which an expert is overdominant."""
 LOST = 0.25
 """Share of the best accuracy so far that may be lost."""
+HELD_UP = 0.2
+"""Share of a step's time that the other ranks may wait for the slowest one."""
+SLOW = "slow rank"
 ACTIVE, PRECISION, ACCURACY = "val/latents/active.", "val/precision.", "val/accuracy/"
 
 
 class Alarms:
-    """What a run's validations gave reason to warn of."""
+    """What the points of a run's curves gave reason to warn of."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, hosts: Sequence[str] = ()) -> None:
+        """`hosts`: on which node each rank is."""
+        self.run, self.hosts = run, hosts
         self.told: dict[str, str] = {}
         """Every warning so far, by its sign."""
         self._best: dict[str, tuple[float, dict[str, float]]] = {}
@@ -37,9 +42,15 @@ class Alarms:
         self._in_a_row: Counter[str] = Counter()
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Warnings that the validation after `step` steps gives rise to, each once in a run."""
-        signs = dict(self._signs(step, metrics))
-        self._in_a_row = Counter({sign: self._in_a_row[sign] + 1 for sign in signs})
+        """Warnings that the point after `step` steps gives rise to, each once in a run."""
+        if SLOWEST_RANK in metrics:
+            signs, others = dict(self._slow(metrics)), [sign for sign in self._in_a_row if not sign.startswith(SLOW)]
+        elif any(name.startswith("val/") for name in metrics):
+            signs, others = dict(self._signs(step, metrics)), [s for s in self._in_a_row if s.startswith(SLOW)]
+        else:
+            return []
+        seen = {sign: self._in_a_row[sign] + 1 for sign in signs}
+        self._in_a_row = Counter(seen | {sign: self._in_a_row[sign] for sign in others})
         for name, value in metrics.items():
             if name.startswith(ACCURACY) and value >= self._best.get(name, (0.0, {}))[0]:
                 self._best[name] = value, _shares(metrics)
@@ -50,6 +61,17 @@ class Alarms:
         }
         self.told |= new
         return list(new.values())
+
+    def _slow(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        rank, own, others = int(metrics[SLOWEST_RANK]), metrics[SLOWEST], metrics[OTHERS]
+        share = (own - others) * metrics["speed/steps_per_second"]
+        if share > HELD_UP:
+            host = f" on {self.hosts[rank]}" if rank < len(self.hosts) else ""
+            yield (
+                f"{SLOW} {rank}",
+                f"rank {rank}{host} holds the others up, {share:.0%} of every step: its data and its forward pass take "
+                f"{own:.3g} s, those of the other ranks {others:.3g} s; look what else runs there (pairstream doctor)",
+            )
 
     def _signs(self, step: int, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         beta, anneal = self.run.objective.beta, self.run.objective.anneal

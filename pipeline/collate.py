@@ -183,6 +183,11 @@ class Waiting(Iterator[T]):
         return share
 
     @property
+    def waited(self) -> float:
+        """Seconds so far."""
+        return self._waited
+
+    @property
     def total(self) -> float:
         """Share of all the time so far that was spent waiting."""
         return self._waited / (time.perf_counter() - self._began)

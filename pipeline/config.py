@@ -23,7 +23,7 @@ from infra.errors import UserError, nearest
 from modalities import AnyModality
 from pipeline.settings import Engine, Examine, Model, Objective, Optim, Pairing, Tracking, Training, check
 
-ELSEWHERE = {"device", "threads", "workers", "compile", "zero_stage"}
+ELSEWHERE = {"device", "threads", "workers", "compile", "zero_stage", "patience"}
 """Fields of `engine` that change speed and memory, never the mathematics."""
 BESIDE = {"log_every", "checkpoint_every", "keep", "damage"}
 """Fields of `train` that change what is written, never what is learnt."""

@@ -82,6 +82,7 @@ class Course:
 
     def __post_init__(self) -> None:
         self.status = "stopped early" if self.progress.out_of_patience(self.run.train) else "finished"
+        self.told = False  # to stop, by whom it reports to: a scheduler, which may let it go on later
 
     def settle(self) -> bool:
         """Count the last step's vote; returns whether the run was told to stop. Collective."""
@@ -115,7 +116,8 @@ class Course:
             self.record.metrics(progress.step, metrics)
             save |= progress.validated(training, metrics, switch_step(self.run))
             asked = self.report is not None and self.world.is_main and self.report(progress.step, metrics)
-            if self.world.sum([float(asked)])[0] or progress.out_of_patience(training):
+            self.told = self.world.sum([float(asked)])[0] > 0
+            if self.told or progress.out_of_patience(training):
                 self.status, save = "stopped early", True
         if save:
             self.save()
@@ -139,26 +141,34 @@ class Course:
         }
         failure = None
         if world.is_main:
-            weights = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
-            groups = {"model": weights, "optimizer": {n: t for n, t in state.items() if n not in weights}}
-            groups = {name: tensors for name, tensors in groups.items() if tensors}
             try:
-                self.checkpoints.save(progress.step, groups, meta)
+                self.checkpoints.save(progress.step, grouped(state), meta)
             except UserError as error:
                 failure = str(error)
         world.raise_together(failure)
         progress.saved = progress.step
 
     def end(self) -> None:
-        """The last checkpoint of a run that was told to stop; the pictures of one that was not. Collective."""
+        """The last checkpoint of a run that was told to stop; pictures and model of one that has ended. Collective."""
         if self.status == "preempted":
             self.save()
         self.record.finish(self.status)
-        if self.status != "preempted" and self.world.is_main:
+        if self.status != "preempted" and not self.told and self.world.is_main:
             from pipeline.pictures import illustrate
 
             for picture in illustrate(self.run, self.directory, self.manifest):
                 self.record.artifact(picture, "pictures")
+            self._package()
+
+    def _package(self) -> None:
+        """The best checkpoint as MLflow's model, where it is wanted."""
+        tracking = self.run.tracking
+        if not (tracking.enabled and tracking.model) or self.record.parent is not None:  # a sweep has hundreds
+            return
+        from pipeline import serving  # it imports mlflow
+
+        if folder := serving.save_or_say(self.run, self.directory, self.manifest):
+            self.record.artifact(folder)
 
     def result(self, wait: float) -> Result:
         """How it ended, after `end`; `wait` is the share of time in which it waited for data."""
@@ -167,6 +177,13 @@ class Course:
             self.directory, self.status, progress.step, progress.loss, progress.metrics, progress.best,
             self.stream.describe(), seconds, wait,
         )  # fmt: skip
+
+
+def grouped(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What an engine gives as its state, by the files of a checkpoint."""
+    weights = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+    groups = {"model": weights, "optimizer": {n: t for n, t in state.items() if n not in weights}}
+    return {name: tensors for name, tensors in groups.items() if tensors}
 
 
 def last_checkpoint(checkpoints: Checkpoints, stream: Stream, world: World) -> Checkpoint | None:

@@ -32,11 +32,11 @@ def check_data(run: Run) -> Manifest:
             f"train.best = {run.train.best} is an oracle's judgement, and {manifest.directory} has no label "
             f"{run.examine.label!r} to train one on: set examine.label, or choose another train.best"
         )
-    _check_fit(run, manifest)
+    check_fit(run, manifest)
     return manifest
 
 
-def _check_fit(run: Run, manifest: Manifest) -> None:
+def check_fit(run: Run, manifest: Manifest) -> None:
     """Raise UserError where the shards hold a modality of the run in another form, or are damaged beyond the budget."""
     for name, modality in run.modalities.items():
         member = modality.member(name)
@@ -69,7 +69,7 @@ def training_stream(run: Run, manifest: Manifest) -> Stream:
     others = [open_manifest(directory).reading(run.modalities) for directory, _ in mixed]
     for other in others:
         other.split("train")
-        _check_fit(run, other)
+        check_fit(run, other)
         _check_alike(run, manifest, other)
         if not {other.member_of[name] for name in names} & set(other.modalities):
             raise UserError(f"mix: {other.directory} holds {', '.join(other.modalities)}, none of {', '.join(names)}")

@@ -9,7 +9,7 @@ attributes or letters: both belong to the data, and to their fingerprint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -72,12 +72,23 @@ def named(modality: str, names: Sequence[str]) -> dict[str, bytes]:
 
 def readers(manifest: Manifest, modalities: Mapping[str, Modality]) -> dict[str, Callable[[np.ndarray], str]]:
     """What a value (…) reads like, of modalities whose tokenizer, or whose names, lie beside the shards."""
+    return readings(small_files(manifest, modalities), modalities)
+
+
+def small_files(manifest: Manifest, modalities: Iterable[str]) -> dict[str, bytes]:
+    """The tokenizers and names of these modalities that lie beside the shards."""
+    names = [file(name) for name in modalities for file in (model_file, names_file)]
+    return {name: manifest.file(name) for name in names if name in manifest.files}
+
+
+def readings(files: Mapping[str, bytes], modalities: Mapping[str, Modality]) -> dict[str, Callable[[np.ndarray], str]]:
+    """The same, of small files that are at hand."""
     found: dict[str, Callable[[np.ndarray], str]] = {}
     for name, modality in modalities.items():
-        if isinstance(modality, Tokens) and model_file(name) in manifest.files:
-            found[name] = partial(_text, Tokenizer(manifest.file(model_file(name))))
-        if names_file(name) in manifest.files:
-            found[name] = partial(_names, json.loads(manifest.file(names_file(name))), modality)
+        if isinstance(modality, Tokens) and model_file(name) in files:
+            found[name] = partial(_text, Tokenizer(files[model_file(name)]))
+        if names_file(name) in files:
+            found[name] = partial(_names, json.loads(files[names_file(name)]), modality)
     return found
 
 

@@ -84,6 +84,8 @@ class Engine:
             parameter.register_hook(self._unless_frozen)
         self.module, _ = self.accelerator.prepare(model, optimizer)
         self._adam = optimizer
+        if world.size == 1 and self.stage == 0:  # a copy of all gradients to nobody: a tenth of a step
+            self.module.enable_backward_allreduce = False
         if run.engine.zero_stage == 0 and run.engine.precision == "fp32":  # elsewhere DeepSpeed lays parameters out
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: a quarter faster
         if self.accelerator.state.distributed_type != DistributedType.DEEPSPEED or not isinstance(
@@ -104,23 +106,23 @@ class Engine:
         return int(self.module.zero_optimization_stage())
 
     def enter(self, step: int) -> None:
-        """Set the learning rates of a step, which differ in a system of two stages only, and whether its gradients are
-        measured: those of a point of the curves.
+        """Set the learning rates of a step, and whether its gradients are measured: those of a point of the curves.
 
-        In the second, all but the experts of single modalities have a rate of zero, and a gradient of zero, which
-        counts in no norm. The experts begin: Adam has counted the steps in which they had nothing to learn, and what it
-        would correct its moments by is put right.
+        Rates differ in a system of two stages only. In the second, all but the experts of single modalities have a
+        rate of zero, and a gradient of zero, which counts in no norm. The experts begin: Adam has counted the steps in
+        which they had nothing to learn, and what it would correct its moments by is put right.
         """
         self._watched = self.stage == 0 and (step + 1) % self.run.train.log_every == 0
-        if len(self._adam.param_groups) == 1:
-            return
-        rate, (b1, b2), first = self.run.optim.lr, self.run.optim.betas, switch_step(self.run)
-        self._frozen = step >= first
-        if self._frozen:
-            taken, counted = step - first + 1, step + 1
-            rate *= math.sqrt(1 - b2**taken) / (1 - b1**taken) * (1 - b1**counted) / math.sqrt(1 - b2**counted)
-        self._adam.param_groups[0]["lr"] = rate
-        self._adam.param_groups[1]["lr"] = 0.0 if self._frozen else self.run.optim.lr
+        rate, (b1, b2) = self.run.optim.rate(step, self.run.train.steps), self.run.optim.betas
+        group, *others = self._adam.param_groups
+        if others:
+            first = switch_step(self.run)
+            self._frozen = step >= first
+            others[0]["lr"] = 0.0 if self._frozen else rate
+            if self._frozen:
+                taken, counted = step - first + 1, step + 1
+                rate *= math.sqrt(1 - b2**taken) / (1 - b1**taken) * (1 - b1**counted) / math.sqrt(1 - b2**counted)
+        group["lr"] = rate
 
     def _unless_frozen(self, gradient: Tensor) -> Tensor:
         return torch.zeros_like(gradient) if self._frozen else gradient

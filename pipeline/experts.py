@@ -23,6 +23,11 @@ class Gaussian:
     mu: Tensor
     logvar: Tensor
 
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation, of the same shape."""
+        return torch.exp(0.5 * self.logvar)
+
     def sample(self, noise: Tensor) -> Tensor:
         """Reparametrised samples from standard normal noise."""
         return torch.addcmul(self.mu, torch.exp(0.5 * self.logvar), noise)
@@ -52,6 +57,11 @@ class Laplace:
 
     mu: Tensor
     logscale: Tensor
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation, of the same shape."""
+        return math.sqrt(2) * torch.exp(self.logscale)
 
     def sample(self, noise: Tensor) -> Tensor:
         """Reparametrised samples from standard normal noise, by way of the quantile function.
@@ -91,6 +101,12 @@ class Mixture:
     def mu(self) -> Tensor:
         """The mean: (B, Z)."""
         return torch.einsum("tb,tbz->bz", self.weight_TB, self.components.mu)
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation: (B, Z)."""
+        around = self.components.deviation.square() + (self.components.mu - self.mu).square()
+        return torch.einsum("tb,tbz->bz", self.weight_TB, around).sqrt()
 
     @property
     def noise(self) -> int:

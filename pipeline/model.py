@@ -235,10 +235,14 @@ class MultimodalVAE(nn.Module):
 
         Of the batch the decoder sees what the family takes as given beside z.
         """
+        parameters: Tensor = self.decoders[name](self.decoded_from(name, z_BZ, batch))
+        return parameters
+
+    def decoded_from(self, name: str, z_BZ: Tensor, batch: Batch) -> Tensor:
+        """What a modality's decoder reads: z, and beside it what the family takes as given."""
         context, _ = self._context(batch)
         z = z_BZ if context is None else torch.cat([z_BZ, context], 1)
-        parameters: Tensor = self.decoders[name](z.to(next(self.decoders[name].parameters()).dtype))
-        return parameters
+        return z.to(next(self.decoders[name].parameters()).dtype)
 
 
 def rows_with(batch: Batch, names: tuple[str, ...]) -> tuple[np.ndarray, list[Tensor]]:

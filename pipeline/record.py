@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from pipeline.manifest import Manifest
 
 CHANGES = "code.diff"
 """In a run's directory: what the code that ran has beside its commit."""
+BESIDE_LEARNING = {f"engine.{name}" for name in config.ELSEWHERE} | {f"train.{name}" for name in config.BESIDE}
 PACKAGES = ("pairstream", "torch", "deepspeed", "accelerate", "webdataset", "mlflow")
 
 
@@ -76,9 +77,11 @@ class Record:
         resume: bool = False,
         identity: str | None = None,
         parent: str | None = None,
+        start: int = 0,
     ) -> None:
+        """`start` is the step that a resumed run goes on from."""
         self.run, self.directory, self.manifests, self.world, self.resume = run, directory, manifests, world, resume
-        self.identity, self.parent = identity, parent
+        self.identity, self.parent, self.start = identity, parent, start
         self.book: Tracker | Journal | None = None
         self.alarms = Alarms(run)
         self._reached = 0  # steps of an earlier process that are in the journal
@@ -88,6 +91,7 @@ class Record:
         """Make store and directory. Collective. Raises UserError, on every rank, where the directory cannot be written,
         another process trains in it, or it holds a run that is not to be resumed."""
         failure = None
+        self.alarms.hosts = [str(host) for host in self.world.gather(platform.node())]
         if self.world.is_main:
             try:
                 self._open()
@@ -114,12 +118,15 @@ class Record:
             ) from None
         except OSError as error:
             raise UserError(f"{self.directory} cannot be written ({error.strerror}); choose another --out") from None
+        curves: dict[str, float] = {}
         if JOURNAL in used:  # what earlier validations have said counts, and is not said again
             for step, values in points(self.directory):
                 self._watch(step, values)
                 self._reached = max(self._reached, step)
+                curves |= values
         self.book = Tracker(self.directory, where) if self.run.tracking.enabled else Journal(self.directory)
         self.book.params(config.flatten(config.to_dict(self.run)))
+        self._note_changes(curves)
         self.book.tags(self._tags())
         self.book.artifact(self.directory / "run.json")
         for manifest in self.manifests:
@@ -146,7 +153,7 @@ class Record:
         self._lock.release()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """A point of every curve; and, where a validation gives reason to warn, a line on stderr and a tag."""
+        """A point of every curve; and, where it gives reason to warn, a line on stderr and a tag."""
         if not self.book:
             return
         # to steps that are replayed nothing is added
@@ -165,8 +172,27 @@ class Record:
         self._status = "KILLED" if status == "preempted" else "FINISHED"
 
     def _watch(self, step: int, values: dict[str, float]) -> list[str]:
-        """The warnings that a validation gives reason for."""
-        return self.alarms.look(step, values) if any(name.startswith("val/") for name in values) else []
+        """The warnings that a point gives reason for."""
+        return self.alarms.look(step, values)
+
+    def _note_changes(self, curves: Mapping[str, float]) -> None:
+        """Settings that have become other numbers, as curves: MLflow's parameters are what a run began with. `curves`:
+        the last value of each so far."""
+        assert self.book is not None
+        journal = self.book.journal if isinstance(self.book, Tracker) else self.book
+        for key, value in config.flatten(config.to_dict(self.run)).items():
+            name, began = f"settings/{key}", journal.began(key)
+            was = curves.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or began in (None, "None"):
+                continue
+            if key in BESIDE_LEARNING:
+                continue
+            if was is None and float(str(began)) != value:
+                was = float(str(began))
+                self.book.metrics(0, {name: was})
+            if was not in (None, value):
+                # a run that goes on from an earlier step once more has said for that step what it was then
+                self.book.metrics(max(self.start, journal.reached(name) + 1), {name: float(value)})
 
     def _note_code(self) -> None:
         """Commit and changes of the checkout that this package runs from, where it is one."""

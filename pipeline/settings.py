@@ -85,6 +85,7 @@ class Model:
 
 
 Bound = Literal["stratified", "tight", "linear"]
+Precision = Literal["fp32", "bf16"]
 Gradient = Literal["dreg", "iwae"]
 
 
@@ -153,9 +154,16 @@ class Optim:
     """Adam's decay rates."""
     clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
+    decay: float = 0.0
+    """Share of training, at its end, over which the learning rate falls linearly to 0; 0 (the papers) keeps it."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step of so many."""
+        return self.lr * min(1.0, (steps - step) / (self.decay * steps)) if self.decay else self.lr
 
     def __post_init__(self) -> None:
         check(self.lr > 0, f"optim.lr is {self.lr}: choose a positive learning rate")
+        check(0 <= self.decay <= 1, f"optim.decay is {self.decay}: choose a share of training, 0 to 1")
         check(
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas is {self.betas}: choose two rates from 0 to below 1",
@@ -169,16 +177,19 @@ class Engine:
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what ranks share out among them (0 nothing, 1 optimizer, 2 gradients, 3 parameters)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of the networks. Posteriors and likelihoods are always fp32."""
     accumulate: int = 1
     """Micro-batches per step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a device, otherwise the CPU."""
     threads: int = 0
-    """CPU threads of each rank; 0 divides the machine's cores among the ranks."""
+    """CPU threads of each rank; 0 takes OMP_NUM_THREADS where it is set, else divides the machine's cores among the
+    ranks."""
     workers: int = 1
     """Threads that read and decode ahead of training; 0 reads in the training thread."""
+    patience: float = 60.0
+    """Seconds after which a rank that says nothing is lost: the others end, and the run can be resumed."""
     compile: bool = False
     """Whether torch.compile makes the networks' code: a minute or so at the start, for fewer kernels in each step."""
 
@@ -188,6 +199,7 @@ class Engine:
             "engine.compile takes engine.zero_stage 0 to 2: ZeRO 3 gathers parameters behind the back of compiled code",
         )
         check(self.accumulate >= 1, f"engine.accumulate is {self.accumulate}: choose at least 1")
+        check(self.patience > 0, "engine.patience is a number of seconds above 0")
         check(self.workers >= 0 and self.threads >= 0, "engine.workers and engine.threads must not be negative")
 
 
@@ -248,3 +260,5 @@ class Tracking:
     """MLflow experiment."""
     enabled: bool = True
     """Whether the journal is shipped to MLflow; it is written in any case."""
+    model: bool = True
+    """Whether the trained model is shipped too, as one that MLflow loads and serves; of a sweep's trials the best."""

@@ -66,8 +66,23 @@ def draw(
     or a modality that the shards do not hold.
     """
     check(path, samples)
-    columns = manifest.column(list(modalities))
+    manifest.column(list(modalities))
     rows = choose(manifest, split, samples)
+    title = f"{manifest.corpus}, {split}: {len(rows):,} of {len(manifest.split(split)):,} samples"
+    draw_rows(manifest, modalities, texts, path, rows, title)
+
+
+def draw_rows(
+    manifest: Manifest,
+    modalities: Mapping[str, Modality],
+    texts: Mapping[str, Say],
+    path: Path,
+    rows: Sequence[int],
+    title: str,
+) -> None:
+    """Draw these samples, from the left, under a title. Raises UserError as `draw` does."""
+    check(path, len(rows))
+    columns = manifest.column(list(modalities))
     members = [[_members(manifest, row, column) for row in rows] for column in columns]
     shown = np.concatenate([cell[:INSTANCES] for line in members for cell in line])
     data = dict(zip(shown.tolist(), Reader([manifest]).read(shown), strict=True))
@@ -81,7 +96,6 @@ def draw(
             if len(held) > INSTANCES:
                 cell.append(Words(f"+{len(held) - INSTANCES}", GREY))
         table.append(cells)
-    title = f"{manifest.corpus}, {split}: {len(rows):,} of {len(manifest.split(split)):,} samples"
     try:
         _save(title, [manifest.key(row) for row in rows], list(modalities), table, path)
     except OSError as error:

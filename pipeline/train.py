@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World
 from infra.errors import UserError
+from infra.heartbeat import Heartbeat
 from infra.preemption import StopRequest
 from pipeline.augment import augment
 from pipeline.batch import Batch, empty_batch
@@ -32,6 +32,7 @@ from pipeline.objectives.pseudo import guess
 from pipeline.objectives.systems import family_of, plan_of, remark, uses_pseudo_labels
 from pipeline.objectives.terms import Terms, beta_at, combine
 from pipeline.order import seed_of
+from pipeline.pace import Pace
 from pipeline.progress import Progress, Vote
 from pipeline.record import Record
 from pipeline.stream import Share, Stream
@@ -62,7 +63,8 @@ def train(
         print(remark(run), flush=True)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
     last = last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
-    with StopRequest() as stop, Record(run, directory, stream.manifests, world, resume, identity, parent) as record:
+    record = Record(run, directory, stream.manifests, world, resume, identity, parent, last.step if last else 0)
+    with Heartbeat(world, run.engine.patience) as heart, StopRequest() as stop, record:
         model = build(run)
         if weights_from and not last:
             load_weights(model, weights_from)
@@ -79,20 +81,26 @@ def train(
         if weights_from and not last:  # a kill before the first checkpoint must not lose them
             course.save()
         ahead = Waiting(_read_ahead(stream, collate, run, world, progress.step))
+        pace = Pace(world, ahead)
+        heart.beat(progress.step, "waiting for data")
         for step, batches, failure in ahead:
+            heart.beat(step, "in a step")
             if course.status == "stopped early" or course.settle():
                 break
             engine.enter(step)
             terms: list[Terms] = []
             for batch in batches:
-                terms.append(_score(engine, model, run, batch, step, world))
+                with pace.own():
+                    terms.append(_score(engine, model, run, batch, step, world))
                 if len(terms) == len(batches):  # before the last backward, which runs while the vote is counted
                     progress.vote = Vote(world, stop.asked, failure, terms, batches, step)
                 engine.step(terms[-1].loss)
             progress.step = step + 1
             progress.window.add(terms)
-            if course.pause(partial(gauges, engine, run, collate, ahead, step)):
+            pace.step()
+            if course.pause(lambda at=step: gauges(engine, run, collate, ahead, at) | pace.point()):  # type: ignore[misc]
                 break
+            heart.beat(step + 1, "waiting for data")
         wait = ahead.total
         course.end()
     return course.result(wait)
@@ -172,6 +180,8 @@ def _score(engine: Engine, model: MultimodalVAE, run: Run, batch: Batch, step: i
 def gauges(engine: Engine, run: Run, collate: Collator, ahead: Waiting[Any], step: int) -> dict[str, float]:
     """What is worth a curve beside the objective's parts (of this rank)."""
     found = {"train/beta": beta_at(run.objective, step, run.train.steps), "speed/wait": ahead.share()}
+    if run.optim.decay > 0:
+        found["train/lr"] = run.optim.rate(step, run.train.steps)
     if run.optim.clip > 0:
         found["train/gradient_norm"] = engine.gradient_norm()
     found |= engine.gradient_norms()

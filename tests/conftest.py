@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,3 +39,9 @@ def ranks() -> Iterator[Ranks]:
     pair = Ranks(2)
     yield pair
     pair.close()
+
+
+@pytest.fixture
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`__main__` as it is. Streamlit puts its page there, with which processes that are started later would begin."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])

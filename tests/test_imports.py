@@ -28,7 +28,16 @@ def test_imports_go_one_way() -> None:
     [
         (["--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow"}),
         (["train", "digits", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["generate", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow"}),
+        (["studio", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow", "streamlit"}),
+        (["embed", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow"}),
+        (["search", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow", "sklearn"}),
         (["submit", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["doctor", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["impute", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["submit", "slurm", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["submit", "ray", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["submit", "kubernetes", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
     ],
 )
 def test_help_needs_no_torch(arguments: list[str], heavy: set[str]) -> None:

@@ -65,11 +65,13 @@ def fit(
     device = next(net.parameters()).device
     adam = torch.optim.Adam(net.parameters(), lr=run.optim.lr, betas=run.optim.betas)
     best, weights, worse, step, validated = -np.inf, net.state_dict(), 0, 0, 0
+    steps = epochs * -(-rows // run.train.batch)
     quiet = not sys.stderr.isatty()
     for epoch in track(range(epochs), title, console=Console(stderr=True), transient=True, disable=quiet):
         order = permute(np.arange(rows), rows, seed_of(run.seed, "baseline", epoch))
         for chosen in on_device(order, device).split(run.train.batch):
             adam.zero_grad()
+            adam.param_groups[0]["lr"] = run.optim.rate(step, steps)
             loss(chosen, step).backward()
             adam.step()
             step += 1

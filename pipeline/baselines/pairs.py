@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from infra.errors import UserError
-from modalities import Image, Label
+from modalities import Image, Label, Modality
 from pipeline.collate import Collator
 from pipeline.config import Run, override
 from pipeline.evaluate.scored import Scored
@@ -69,12 +69,14 @@ def too_few(labels: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Question:
-    """A class that is asked for, given a picture, by runs that differ in their pairing only."""
+    """A class, or attributes, asked for, given a picture, by runs that differ in their pairing only."""
 
     manifest: Manifest
     run: Run
     label: str
     given: str
+    kinds: tuple[type[Modality], ...] = (Label,)
+    """What may be asked for."""
 
     @property
     def picture(self) -> Image:
@@ -88,13 +90,13 @@ class Question:
         return kind
 
     @property
-    def classes(self) -> Label:
+    def classes(self) -> Modality:
         """The modality that is asked for."""
         kind = self.run.modalities.get(self.label)
-        if not isinstance(kind, Label):
+        if not isinstance(kind, self.kinds):
             raise UserError(
                 f"baselines predict a class, and {self.label!r} is no label of recipe {self.run.recipe}: "
-                f"{self._choose(Label)}"
+                f"{self._choose(*self.kinds)}"
             )
         return kind
 
@@ -121,19 +123,21 @@ class Question:
         values = read(self.manifest, self.run, samples, [self.given, self.label])
         return values[self.given], values[self.label]
 
-    def _choose(self, kind: type) -> str:
-        known = [name for name, modality in self.run.modalities.items() if isinstance(modality, kind)]
+    def _choose(self, *kinds: type) -> str:
+        known = [name for name, modality in self.run.modalities.items() if isinstance(modality, kinds)]
         return f"choose {' or '.join(known)}" if known else "it has none, so they do not apply to it"
 
 
-def question(manifest: Manifest, runs: Sequence[Run], label: str, given: str) -> Question:
+def question(
+    manifest: Manifest, runs: Sequence[Run], label: str, given: str, kinds: tuple[type[Modality], ...] = (Label,)
+) -> Question:
     """What is asked of these runs. Raises UserError where it cannot be asked, or they differ in more than pairing."""
     first = runs[0]
     check(
         all(replace(run, pairing=first.pairing) == first for run in runs),
         "runs that share a baseline may differ in their pairing only: ask for those of other seeds by themselves",
     )
-    asked = Question(manifest, first, label, given)
+    asked = Question(manifest, first, label, given, kinds)
     _ = asked.picture, asked.classes
     return asked
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalities import Attributes, Label
 from pipeline.baselines.fitting import build, fit, in_parts
 from pipeline.baselines.pairs import UNKNOWN, Question, question, too_few
 from pipeline.config import Run
@@ -37,12 +38,14 @@ def network(
 ) -> list[Scored]:
     """Accuracy on a split of one network a run, trained on its pairs; see `Baseline.scores`.
 
+    Of attributes it is the mean of theirs.
+
     An epoch is as many rows as the training split has, however few pairs there are: a network of 50 pairs sees each of
     them as often as a run does that is shown as many rows. Validation ends it earlier.
 
     `augment` changes the training pictures anew in every step, so that it sees what a run does that augments them.
     """
-    asked = question(manifest, runs, label, given)
+    asked = question(manifest, runs, label, given, (Label, Attributes))
     parts = {part: asked.rows(part) for part in ("val", split)}
     rows = epochs * len(manifest.split("train"))
     return [_accuracy(asked, run, parts, split, rows, augment, patience) for run in runs]
@@ -72,8 +75,10 @@ def _accuracy(
 
     def right(part: str) -> np.ndarray:
         seen, truth = parts[part]
-        said = in_parts(lambda some: asked.classes.mean(net(some)[0]), torch.from_numpy(seen).to(device))
-        return np.asarray(said.cpu().numpy() == truth)
+        told = in_parts(lambda some: asked.classes.mean(net(some)[0]), torch.from_numpy(seen).to(device)).cpu().numpy()
+        said = told > 0.5 if isinstance(asked.classes, Attributes) else told
+        share: np.ndarray = (said == truth).reshape(len(truth), -1).mean(1)
+        return share
 
     title = f"NN on {len(labels):,} pairs"
     epochs = max(1, round(rows / len(labels)))

@@ -47,6 +47,20 @@ BENCHMARKS = {
         "nobody delivers.",
         ("digits",),
     ),
+    "scaling": Benchmark(
+        "Two ranks with one thread each against two processes that train on their own at the same time; what summing "
+        "gradients and writing checkpoints take of it. --samples is the steps of a turn.",
+        ("mnist", "celeba"),
+    ),
+    "project": Benchmark(
+        "No measurement at that size: step time and stream at 8, 64 and 512 GPUs, computed from steps, bytes and "
+        "reading measured here and the stated speeds of links.",
+        ("mnist", "celeba"),
+    ),
+    "impute": Benchmark(
+        "Completing a data set, from shards to shards, against the passes of encoders and decoders that it takes.",
+        ("mnist", "celeba"),
+    ),
     "manifest": Benchmark(
         "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)
     ),

@@ -13,7 +13,7 @@ from modalities import AnyModality, Attributes, Label
 from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.objectives.systems import plan_of
-from pipeline.objectives.terms import combine
+from pipeline.objectives.terms import Terms, combine
 from pipeline.recipes import recipe
 from pipeline.settings import Objective
 from pipeline.train import build
@@ -27,6 +27,11 @@ RATE = 1e-9
 def mnist() -> Run:
     """MVAE on MNIST: an image of 28x28 pixels and its label, joint and single terms."""
     return _timed(recipe("mnist"))
+
+
+def celeba() -> Run:
+    """MVAE on CelebA: an image of 64x64 pixels in colour, and its attributes as one modality."""
+    return _timed(recipe("celeba"))
 
 
 def celeba19() -> Run:
@@ -76,11 +81,16 @@ def networks(run: Run) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     }
 
 
+def scored(module: nn.Module, run: Run, batch: Batch, step: int) -> Terms:
+    """The terms of a step, put together as training does it, metrics included."""
+    plan = plan_of(run, batch.present_BM, step)
+    noise = plan.noise(run.seed, "bench", batch.row_B, run.model.latent)
+    return combine(module(batch, plan, noise), plan, batch, run.weights(), 1.0, len(batch))
+
+
 def loss(module: nn.Module, run: Run, batch: Batch, step: int) -> Tensor:
-    """The loss of a step, put together as training does it, metrics included."""
-    terms = plan_of(run, batch.present_BM, step)
-    noise = terms.noise(run.seed, "bench", batch.row_B, run.model.latent)
-    return combine(module(batch, terms, noise), terms, batch, run.weights(), 1.0, len(batch)).loss
+    """Of these terms, what is minimised."""
+    return scored(module, run, batch, step).loss
 
 
 def decoded(run: Run, batch: Batch, step: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
         manifest, modalities = open_manifest(data), made.modalities
         rows = {f"webdataset, {n} workers": _theirs(manifest, data, modalities, n) for n in WORKERS}
         references = list(rows)  # first, so that their processes begin before there are threads
-        rows |= {f"pairstream, {n} threads": _ours(manifest, modalities, n) for n in THREADS}
+        rows |= {f"pairstream, {n} threads": ours(manifest, modalities, n) for n in THREADS}
         rows |= {LIMITS[0]: _decode_alone(manifest, data, modalities), LIMITS[1]: _read_and_verify(manifest, data)}
         for generator in rows.values():
             closing.callback(generator.close)
@@ -76,7 +76,8 @@ def _theirs(manifest: Manifest, data: Path, modalities: Mapping[str, Modality], 
         yield len(next(iter(batch.values())))
 
 
-def _ours(manifest: Manifest, modalities: Mapping[str, Modality], threads: int) -> Rows:
+def ours(manifest: Manifest, modalities: Mapping[str, Modality], threads: int) -> Rows:
+    """Batches of our stream, shuffled, read ahead by so many threads."""
     shown = view(manifest, "train", list(modalities), Pairing(), 0, SIZE)
     stream = Stream([shown], modalities, seed=0)
     share, collate = Share(stream), Collator(stream.manifests, modalities)

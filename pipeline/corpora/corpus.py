@@ -12,8 +12,9 @@ import xxhash
 
 from modalities import Modality
 
-Values = Mapping[str, np.ndarray | list[np.ndarray]]
-"""Values by modality; one that is not named is declared missing, a list holds several instances (10 captions)."""
+Values = Mapping[str, np.ndarray | bytes | list[np.ndarray] | list[bytes]]
+"""Values by modality; one that is not named is declared missing, a list holds several instances (10 captions). Bytes
+are a value as it is stored already."""
 
 
 class Entry(NamedTuple):

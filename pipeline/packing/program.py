@@ -43,10 +43,7 @@ class Program:
         self.norms: list[dict[str, Tensor]] = [{} for _ in runs]
         """Of each run, the norms of its networks' gradients at its last point (`pipeline/gradients.py`)."""
         self.adam = torch.optim.Adam(
-            [
-                {"params": [row], "lr": run.optim.lr, "betas": run.optim.betas}
-                for row, run in zip(self.rows.each, runs, strict=True)
-            ],
+            [{"params": [row], "betas": run.optim.betas} for row, run in zip(self.rows.each, runs, strict=True)],
             fused=True,
         )
         self.tally = Tally()
@@ -66,6 +63,8 @@ class Program:
         terms.loss.sum().backward()
         self._watch(steps)
         self._clip()
+        for group, run, step in zip(self.adam.param_groups, self.runs, steps, strict=True):
+            group["lr"] = run.optim.rate(step, run.train.steps)
         self.adam.step()
         self.tally.add(terms)
         parts = terms.row_objective_B.view(batch.runs, -1)

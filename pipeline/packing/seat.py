@@ -58,7 +58,8 @@ class Seat:
         stream = training_stream(run, manifest)
         checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
         last = last_checkpoint(checkpoints, stream, world) if resume else None
-        record = Record(run, directory, stream.manifests, world, resume, member.identity, member.parent)
+        start = last.step if last else 0
+        record = Record(run, directory, stream.manifests, world, resume, member.identity, member.parent, start)
         self._stack.enter_context(record)
         try:
             self.module = build(run)

@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from infra.errors import UserError
 from pipeline.batch import Batch, empty_batch
 from pipeline.evaluate.subject import Subject
-from pipeline.experts import Laplace
 from pipeline.pictures.looks import Face, faces, titled
 from pipeline.pictures.made import decoded, lacking, makes, mean_of, rows
 from pipeline.pictures.page import Chart, Element, Page, Panel, Tile, line_width, side_for
-from pipeline.posteriors import Distribution
 from pipeline.sheet import DARK
 
 MOST = 12
@@ -29,13 +26,6 @@ CHART, DPI, LIGHT = (380, 120), 100, "#b8c2cc"
 """Width, at least, and height of a chart of bars in pixels; pixels of an inch; dimensions that are not moved."""
 JOINT = "+"
 """Between the names of two modalities whose posteriors are compared."""
-
-
-def deviation(prior: Distribution) -> Tensor:
-    """The prior's standard deviation σ_0 in each dimension: (Z,)."""
-    if isinstance(prior, Laplace):
-        return torch.exp(prior.logscale[0]) * 2**0.5
-    return torch.exp(0.5 * prior.logvar[0])
 
 
 def strongest(divergences: Mapping[str, np.ndarray], most: int = MOST) -> list[int]:
@@ -49,7 +39,7 @@ def moved(
 ) -> dict[str, np.ndarray]:
     """These modalities decoded of the first row's mean of q(z | x_given), moved along each dimension: (D, O, …)."""
     device = subject.world.device
-    mean_Z, step_Z = mean_of(subject, batch, given)[0], deviation(subject.model.prior(device))
+    mean_Z, step_Z = mean_of(subject, batch, given)[0], subject.model.prior(device).deviation[0]
     offset_O = torch.from_numpy(OFFSETS).to(mean_Z)
     z_DOZ = mean_Z.repeat(len(dimensions), len(offset_O), 1)
     for place, dimension in enumerate(dimensions):

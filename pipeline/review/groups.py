@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from infra.errors import UserError
-from pipeline.review.rows import SWEEP, Row, hint, number, ordered, varying, written
+from pipeline.review.rows import DIRECTION, METRIC, SWEEP, Row, hint, number, ordered, varying, written
 
 SPLITS = r"^(best/)?((val|test|train)/)?"
 SMALLER = {
@@ -99,13 +99,16 @@ class Group:
         }  # fmt: skip
 
 
-def aim_of(rows: Sequence[Row], metric: str = "", direction: str = "") -> Aim | None:
-    """What the runs are compared by. Where no metric is given: what picked their checkpoints, else val/elbo.
+def aim_of(rows: Sequence[Row], metric: str = "", direction: str = "", sweep: Row | None = None) -> Aim | None:
+    """What the runs are compared by. Where no metric is given: their sweep's, or what picked their checkpoints, else
+    val/elbo.
 
     The direction is that of train.best_is where it applies; errors, distances and the like are better small.
     """
     chosen = Counter((row.params.get("train.best", USUAL), row.params.get("train.best_is", "max")) for row in rows)
     ((picked, is_better), _), *_ = chosen.most_common(1) or [((USUAL, "max"), 0)]
+    if sweep and METRIC in sweep.tags:
+        picked, is_better = sweep.tags[METRIC], sweep.tags.get(DIRECTION, "max")
     if not metric:
         reported = Counter(key for row in rows for key in row.metrics)
         candidates = [f"best/{picked.removeprefix('val/')}", picked, USUAL]
@@ -149,7 +152,7 @@ def grouped(
     names = Counter(sweeps[identity].name for identity in trials)
 
     def group(parent: Row | None, members: list[Row]) -> Group:
-        aim = aim_of(members, metric, direction)
+        aim = aim_of(members, metric, direction, parent)
         if sort:
             members = ordered(members, sort)
         else:

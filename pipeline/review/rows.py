@@ -14,6 +14,7 @@ from infra.errors import UserError, nearest
 from pipeline.config import BESIDE, ELSEWHERE
 
 CHANGED, SWEEP, DIRECTORY = "changed.", "pairstream.sweep", "pairstream.directory"  # tags
+METRIC, DIRECTION = "pairstream.metric", "pairstream.direction"  # of a sweep
 ALWAYS = ("name", "status", "start")
 UNCOMPARED = (
     "tracking.", "examine.", "data", "train.best", "engine.accumulate",

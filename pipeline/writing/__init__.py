@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -50,6 +50,10 @@ WORTH = 32 * 2**20
 
 Progress = Callable[[int, int], None]
 """Called now and then with the samples that are written and all samples."""
+Todo = list[tuple[int, Part]]
+Writer = Callable[[Work, Sequence["Entry"], Todo, int, Callable[[int], None]], None]
+"""Writes the shards that are to do, by `write_shard`: of what, the entries, which, by how many processes; and is to
+report how many samples that makes so far."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,15 @@ def write(
     workers: int = 0,
     progress: Progress | None = None,
     source: Path | None = None,
+    planning: Callable[[Corpus, Sequence[Entry], int], tuple[Plan, list[Part], float]] = planned,
+    writer: Writer | None = None,
+    late: Callable[[Path], Mapping[str, bytes]] = lambda partial: {},
 ) -> Written:
     """Write a corpus as shards of about `shard_bytes` and their manifest into `out`, by `workers` processes (0: one
     per core, where there is enough for them to do), from its official files in `source`, where it needs any.
+
+    Who knows more about the samples than the corpus tells can plan the shards and write them otherwise; `late` makes
+    small files beside the shards that are known only when these are written, from what lies in OUT.partial.
 
     `out` appears whole or not at all. What an interrupted call or an error left finished is taken up by the next call.
     Raises UserError for a duplicate or unusable key, a value that does not fit its modality, a place that cannot be
@@ -91,7 +101,9 @@ def write(
         with FileLock(partial / "lock", timeout=0):
             try:
                 _check_free(out, partial)  # another process may have finished in between
-                return _write_into(partial, out, corpus, corpus.entries(source), shard_bytes, workers, progress)
+                entries = corpus.entries(source)
+                plan = planning(corpus, entries, shard_bytes)
+                return _write_into(partial, out, corpus, entries, plan, workers, progress, writer, late)
             finally:
                 if not any((partial / "data").glob("*.tar")):
                     shutil.rmtree(partial, ignore_errors=True)
@@ -122,11 +134,13 @@ def _write_into(
     out: Path,
     corpus: Corpus,
     entries: Sequence[Entry],
-    shard_bytes: int,
+    decided: tuple[Plan, list[Part], float],
     workers: int,
     progress: Progress | None,
+    writer: Writer | None,
+    late: Callable[[Path], Mapping[str, bytes]],
 ) -> Written:
-    plan, parts, size = planned(corpus, entries, shard_bytes)
+    plan, parts, size = decided
     _take_up(partial, plan)
     numbered = list(enumerate(parts))
     todo = [(number, part) for number, part in numbered if not _finished(partial, part)]
@@ -139,10 +153,10 @@ def _write_into(
     report(0)
     work = Work(partial, corpus.name, dict(corpus.modalities), corpus.load)
     workers = min(workers or min(len(os.sched_getaffinity(0)), 1 + int(size // WORTH)), len(todo))
-    write_parts = _in_this_process if workers <= 1 else _in_processes
+    write_parts = writer or (_in_this_process if workers <= 1 else _in_processes)
     try:
         write_parts(work, entries, todo, workers, report)
-        fingerprint, skipped = _merge(partial, corpus, entries, parts)
+        fingerprint, skipped = _merge(partial, corpus, entries, parts, {**corpus.files, **late(partial)})
         mine = sum(skipped[number] for number, _ in todo)
         os.replace(partial / "data", out)  # an empty directory gives way, any other refuses
         sync_to_disk(out.parent)
@@ -204,9 +218,6 @@ def _rows(path: Path) -> pa.Table:
         return pa.ipc.open_file(file).read_all()
 
 
-Todo = list[tuple[int, Part]]
-
-
 def _in_this_process(
     work: Work, entries: Sequence[Entry], todo: Todo, workers: int, report: Callable[[int], None]
 ) -> None:
@@ -245,8 +256,13 @@ def _in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[Part]) -> tuple[str, list[int]]:
-    """Write the manifest of all shards from their rows; returns its fingerprint, and what each left out of samples."""
+def _merge(
+    partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[Part], files: Mapping[str, bytes]
+) -> tuple[str, list[int]]:
+    """Write the manifest of all shards from their rows, and the small files.
+
+    Returns its fingerprint, and what each shard left out of samples.
+    """
     tables = [_rows(partial / "rows" / f"{part.name}.arrow") for part in parts]
     shards = [Shard(f"{p.name}.tar", int(t.schema.metadata[b"bytes"])) for p, t in zip(parts, tables, strict=True)]
     splits: dict[str, range] = {}
@@ -267,7 +283,7 @@ def _merge(partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[
     if any(entry.links for entry in entries):
         offsets, columns = linked(corpus, entries, keys.to_pylist(), offsets, columns)
     data = partial / "data"
-    fingerprint = manifests.write(data, corpus.name, described, shards, splits, keys, offsets, columns, corpus.files)
+    fingerprint = manifests.write(data, corpus.name, described, shards, splits, keys, offsets, columns, files)
     describe(data, corpus.modalities)
     lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in skipped]
     if lines:

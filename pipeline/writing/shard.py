@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from infra.errors import Unusable, UserError
 from modalities import Modality
 from pipeline.manifest import BLOCK, MEMBER, SCHEMA
 from pipeline.shards import NAME_BYTES
+from pipeline.writing.tar import TarWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def encode(corpus: str, modalities: Mapping[str, Modality], entry: Entry, values
         several = isinstance(value, list)
         for instance, one in enumerate(value if several else [value]):
             try:
-                data = modality.encode(one)
+                data = one if isinstance(one, bytes) else modality.encode(one)
             except ValueError as error:
                 raise UserError(f"corpus {corpus}: {entry.key}, modality {name}: {error}") from None
             member = f"{name}.{instance}.{modality.extension}" if several else f"{name}.{modality.extension}"
@@ -77,39 +77,32 @@ def write_shard(work: Work, number: int, name: str, entries: Iterable[Entry], re
 
     What the rows say of themselves: the shard's size in bytes, and [key, reason] of each sample that was left out.
     """
-    import webdataset
-
     columns = {"modality": array("H"), "block": array("I"), "size": array("I"), "checksum": array("Q")}
     keys: list[str] = []
     skipped: list[tuple[str, str]] = []
     first = array("i", [0])
     with _appearing(work.partial / "data" / f"{name}.tar", work.partial) as file:
-        # A fixed time and owner: the same samples give the same bytes.
-        with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-            stream = tar.tarstream
-            stream.format = tarfile.USTAR_FORMAT  # what TarWriter means to ask for: the same bytes in less time
-            for entry in entries:
-                try:
-                    members = encode(work.corpus, work.modalities, entry, work.load(entry))
-                except Unusable as error:
-                    skipped.append((entry.key, str(error)))
-                    continue
-                block, blocks = stream.offset // BLOCK, {}
-                for member in sorted(members):  # the order in which webdataset writes them
-                    blocks[member] = block + 1
-                    block += stored(members[member][1]) // BLOCK
-                tar.write({"__key__": entry.key, **{member: data for member, (_, data) in members.items()}})
-                assert stream.offset == block * BLOCK, f"{entry.key}: webdataset wrote another layout"
-                stream.members.clear()  # tarfile keeps a list of all that it wrote
-                for member, (modality, data) in members.items():
-                    columns["modality"].append(modality)
-                    columns["block"].append(blocks[member])
-                    columns["size"].append(len(data))
-                    columns["checksum"].append(xxhash.xxh3_64_intdigest(data))
-                keys.append(entry.key)
-                first.append(len(columns["size"]))
-                if len(keys) % REPORT == 0:
-                    report(len(keys))
+        tar = TarWriter(file)
+        for entry in entries:
+            try:
+                members = encode(work.corpus, work.modalities, entry, work.load(entry))
+            except Unusable as error:
+                skipped.append((entry.key, str(error)))
+                continue
+            blocks = {}
+            for member in sorted(members):  # the order in which webdataset writes them
+                blocks[member] = tar.written // BLOCK + 1
+                tar.write(f"{entry.key}.{member}", members[member][1])
+            for member, (modality, data) in members.items():
+                columns["modality"].append(modality)
+                columns["block"].append(blocks[member])
+                columns["size"].append(len(data))
+                columns["checksum"].append(xxhash.xxh3_64_intdigest(data))
+            keys.append(entry.key)
+            first.append(len(columns["size"]))
+            if len(keys) % REPORT == 0:
+                report(len(keys))
+        tar.close()
         file.flush()
         columns["shard"] = array("I", [number]) * len(columns["size"])
         meta = {"bytes": str(file.tell()), "skipped": json.dumps(skipped)}

@@ -171,7 +171,8 @@ def test_validations_are_a_few_steps_apart(batch: int, at: Sequence[int], digits
 
 
 def test_an_epoch_is_every_row_once_in_batches_of_the_run(digits_dir: Path) -> None:
-    run, net, seen = a_run(digits_dir, **{"train.batch": 4, "optim.betas": (0.5, 0.6)}), nn.Linear(3, 1), []
+    changes = {"train.batch": 4, "optim.betas": (0.5, 0.6), "optim.decay": 1.0}
+    run, net, seen = a_run(digits_dir, **changes), nn.Linear(3, 1), []
     data, reference = torch.randn(10, 3), nn.Linear(3, 1)
     reference.load_state_dict(net.state_dict())
 
@@ -186,7 +187,8 @@ def test_an_epoch_is_every_row_once_in_batches_of_the_run(digits_dir: Path) -> N
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     adam = torch.optim.Adam(reference.parameters(), lr=2e-3, betas=(0.5, 0.6))
-    for _, chosen in seen:
+    for step, chosen in seen:
+        adam.param_groups[0]["lr"] = 2e-3 * (9 - step) / 9
         adam.zero_grad()
         reference(data[chosen]).square().mean().backward()
         adam.step()

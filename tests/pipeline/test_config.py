@@ -27,10 +27,10 @@ RUN = Run(
     pairing=Pairing("split", 0.25, 1.0, 7, "balanced", 0.75),
     model=Model(3, "svae"),
     objective=Objective(2, {"label": 50.0}, 0.5, 0.1, 0.2, True, 0.3, 0.4, 0.7, 3, "tight", "iwae", 0.8, 0.9),
-    optim=Optim(2e-4, (0.8, 0.99), 1.5),
+    optim=Optim(2e-4, (0.8, 0.99), 1.5, 0.6),
     train=Training(12, 34, 5, 6, 7, 3, "val/elbo", "min", 9, 0.01),
-    engine=Engine(2, "bf16", 3, "cpu", 1, 2, True),
-    tracking=Tracking("sqlite:///x.db", "name", False),
+    engine=Engine(2, "bf16", 3, "cpu", 1, 2, 30.0, True),
+    tracking=Tracking("sqlite:///x.db", "name", False, False),
 )
 PLAIN = Run(recipe="plain", data="d", modalities={"label": Label(3)})
 
@@ -130,6 +130,7 @@ def test_weights_name_every_modality() -> None:
         ({"model.latent": 0}, ["model.latent", "at least 1"]),
         ({"optim.lr": 0}, ["optim.lr", "positive"]),
         ({"optim.clip": -1}, ["optim.clip"]),
+        ({"optim.decay": 1.5}, ["optim.decay", "share"]),
         ({"optim.betas": [0.9, 1]}, ["optim.betas", "1.0"]),
         ({"optim.betas": [0.9]}, ["optim.betas", "required"]),
         ({"train.batch": 0}, ["train.batch", "at least one"]),

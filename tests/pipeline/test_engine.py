@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import Run
+from pipeline.settings import Optim
 from pipeline.train import build
 from tests.pipeline.training import APART, STAGES, a_run, reference_steps, train_steps
 from tests.ranks import Ranks
@@ -35,6 +36,26 @@ def test_two_ranks_with_disjoint_modalities_in_bf16_stay_near_fp32(ranks: Ranks,
     expected, _ = reference_steps(run, 5, APART)
     for losses, _, _ in ranks.run(train_steps, run, 0, 5, APART):
         assert losses == pytest.approx(expected, rel=2e-2)
+
+
+def test_the_learning_rate_falls_to_nothing_over_the_end_of_training() -> None:
+    falling = [Optim(1.0, decay=0.4).rate(step, 10) for step in range(10)]
+    assert falling == pytest.approx([1.0] * 7 + [0.75, 0.5, 0.25])
+    assert Optim(0.5).rate(9, 10) == 0.5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_falling_learning_rate_is_what_adam_gets(digits_dir: Path, stage: int) -> None:
+    """Also after a resume in its midst; a constant one would end elsewhere."""
+    run = a_run(digits_dir, **{"engine.zero_stage": stage, "train.steps": 6, "optim.decay": 1.0})
+    expected, model = reference_steps(run, 6)
+    head, state, _ = train_steps(run, 0, 3)
+    tail, state, _ = train_steps(run, 3, 6, state=state)
+    assert head + tail == pytest.approx(expected, rel=1e-5)
+    constant = reference_steps(a_run(digits_dir), 6)[1].state_dict()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(state[f"model.{name}"], parameter.detach(), rtol=1e-4, atol=2e-6)
+        assert not torch.allclose(constant[name], parameter.detach(), rtol=1e-4, atol=2e-6), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

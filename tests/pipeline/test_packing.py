@@ -32,7 +32,13 @@ STEPS = 50
 CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "fraction": {"pairing.fraction": 0.05, "objective.k": 2, "pairing.seed": 5},
-    "weights": {"objective.lambda.label": 50.0, "objective.beta": 0.3, "objective.anneal": 0.1, "optim.lr": 5e-4},
+    "weights": {
+        "objective.lambda.label": 50.0,
+        "objective.beta": 0.3,
+        "objective.anneal": 0.1,
+        "optim.lr": 5e-4,
+        "optim.decay": 0.75,
+    },
     "clipped": {"optim.clip": 0.5, "seed": 3, "objective.k": 0},
     "natural": {"pairing.composition": "natural", "objective.cross": 0.0, "optim.clip": 4.0},
 }

@@ -47,7 +47,7 @@ CHANGES: list[dict[str, Any]] = [
     {},
     {"seed": 3, "objective.beta": 0.3, "optim.lr": 3e-3},
     {"objective.lambda.class": 20.0, "optim.clip": 0.5, "seed": 2**40 + 1},
-    {"objective.anneal": 0.5, "optim.betas": [0.8, 0.99]},
+    {"objective.anneal": 0.5, "optim.betas": [0.8, 0.99], "optim.decay": 1.0},
 ]
 
 
@@ -95,6 +95,7 @@ def alone(run: Run, batches: Sequence[Batch]) -> tuple[list[float], MultimodalVA
         terms.loss.backward()
         if run.optim.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.clip)
+        adam.param_groups[0]["lr"] = run.optim.rate(step, run.train.steps)
         adam.step()
         losses.append(float(terms.loss.detach()))
     return losses, model, adam

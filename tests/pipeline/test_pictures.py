@@ -249,7 +249,7 @@ def test_in_the_middle_of_a_traversal_stands_what_the_mean_makes(data: Path) -> 
         for name in ("grey", "photo"):
             assert np.allclose(made[name][:, 5], at_mean[name], atol=1e-6)
             assert np.abs(made[name][0, 0] - made[name][0, 5]).max() > 1e-5
-        step = traversals.deviation(model.model.prior(mean.device))
+        step = model.model.prior(mean.device).deviation[0]
         shifted = mean.clone()
         shifted[0, 2] += 4 * step[2]
         assert np.allclose(made["photo"][0, 9], decoded(model, ["photo"], shifted, batch)["photo"], atol=1e-6)
@@ -258,9 +258,9 @@ def test_in_the_middle_of_a_traversal_stands_what_the_mean_makes(data: Path) -> 
 def test_steps_are_standard_deviations_of_the_prior() -> None:
     logscale = torch.tensor([[0.3, -1.0]])
     laplace = torch.distributions.Laplace(torch.zeros(2), logscale[0].exp())
-    assert torch.allclose(traversals.deviation(Laplace(torch.zeros(1, 2), logscale)), laplace.stddev)
+    assert torch.allclose(Laplace(torch.zeros(1, 2), logscale).deviation, laplace.stddev)
     normal = torch.distributions.Normal(torch.zeros(2), (0.5 * logscale[0]).exp())
-    assert torch.allclose(traversals.deviation(Gaussian(torch.zeros(1, 2), logscale)), normal.stddev)
+    assert torch.allclose(Gaussian(torch.zeros(1, 2), logscale).deviation, normal.stddev)
 
 
 def test_the_dimensions_that_say_most_of_any_one_modality_are_moved(data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from infra.journal import points
 from infra.store import connect, prepare_store, runs
 from infra.usage import Usage
 from pipeline import record as records
-from pipeline.config import Run
+from pipeline.config import Run, override
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.record import CHANGES, Record
 from pipeline.train import train
@@ -119,6 +120,23 @@ def test_a_requeued_run_is_one_curve_with_its_data_and_its_code(
     assert told["tags"]["mlflow.source.name"] == "pairstream train digits"
     assert (out / CHANGES).read_text() == "+changed\n"
     assert CHANGES in [file.path for file in client.list_artifacts(told["run_id"])]
+
+
+def test_settings_that_change_on_the_way_are_curves(tmp_path: Path, tracked: tuple[Run, str]) -> None:
+    run, uri = tracked
+    out, rates = tmp_path / "run", [run.optim.lr * factor for factor in (1, 2, 0.5, 3)]
+    for rate, last in zip(rates, (3, 5, 5, 9), strict=True):  # from steps 0, 2, 4 and 4 again, where checkpoints are
+
+        def killed(step: int, _: float, last: int = last) -> None:
+            if step == last:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            train(override(run, {"optim.lr": rate, "train.checkpoint_every": 2}), out, resume=True, on_step=killed)
+    (told,) = runs(uri)
+    history = connect(uri).get_metric_history(told["run_id"], "settings/optim.lr")
+    assert [(point.step, point.value) for point in history] == list(zip((0, 2, 4, 5), rates, strict=True))
+    assert not [name for name in told["metrics"] if name.startswith("settings/") and name != "settings/optim.lr"]
 
 
 def test_an_installed_package_has_a_version_and_no_commit(

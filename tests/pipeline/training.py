@@ -16,10 +16,10 @@ from pipeline.engine import Engine
 from pipeline.manifest import open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.systems import plan_of
-from pipeline.objectives.terms import combine
+from pipeline.objectives.terms import beta_at, combine
 from pipeline.pairing import view
 from pipeline.recipes import recipe
-from pipeline.stream import Refs, Stream, rows_for_rank
+from pipeline.stream import Refs, Share, Stream, rows_for_rank
 from pipeline.train import build
 
 STAGES = (0, 1, 2, 3)
@@ -71,8 +71,23 @@ def train_steps(
         batch = collate(rows_for_rank(global_rows(run, step, present_BM), world.rank, world.size))
         loss = loss_of(engine.module, run, batch, step, run.train.batch / world.size)
         losses.append(world.sum([float(loss.detach())])[0] / world.size)
+        engine.enter(step)
         engine.step(loss)
     return losses, engine.state(), f"{type(engine.module).__name__} ZeRO {engine.stage} on {world.size}"
+
+
+def learnt(run: Run) -> MultimodalVAE:
+    """The model of a run after its training, by the shortest way: no engine, no validation, nothing written."""
+    manifest, names = open_manifest(run.data), list(run.modalities)
+    stream = Stream([view(manifest, "train", names, run.pairing, run.seed, run.train.batch)], names, run.seed)
+    model, collate, share = build(run), Collator([manifest], run.modalities), Share(stream)
+    adam = torch.optim.Adam(model.parameters(), lr=run.optim.lr, betas=run.optim.betas)
+    for step in range(run.train.steps):
+        adam.zero_grad()
+        beta = beta_at(run.objective, step, run.train.steps)
+        loss_of(model, run, collate(share(step)), step, run.train.batch, beta).backward()
+        adam.step()
+    return model
 
 
 def reference_steps(
@@ -88,6 +103,7 @@ def reference_steps(
         shown = present_BM[step] if isinstance(present_BM, list) else present_BM
         loss = loss_of(model, run, collate(global_rows(run, step, shown)), step, run.train.batch, beta)
         loss.backward()
+        adam.param_groups[0]["lr"] = run.optim.rate(step, run.train.steps)
         adam.step()
         losses.append(float(loss.detach()))
     return losses, model
