@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from infra.distributed import World
+from infra.doctor import check_versions
+from infra.doctor.finding import everywhere, ranks
 from infra.errors import UserError, nearest
 from pipeline.config import Run
 from pipeline.description import model_file, names_file
@@ -11,6 +14,9 @@ from pipeline.evaluate.labelled import label_of
 from pipeline.manifest import Manifest, check_shards, open_manifest
 from pipeline.pairing import mixture
 from pipeline.stream import Stream
+
+COMPUTING = ("pairstream", "torch", "deepspeed", "accelerate", "numpy")
+"""Packages whose versions make a difference to the numbers."""
 
 
 def check_data(run: Run) -> Manifest:
@@ -50,6 +56,23 @@ def check_fit(run: Run, manifest: Manifest) -> None:
                 f"the run wants .{modality.extension} of shape {modality.member_shape}"
             )
     check_shards(manifest, run.train.damage)
+
+
+def check_nodes(world: World, stream: Stream) -> None:
+    """Raise UserError, on every rank, where ranks have other versions of what computes, or other data, than rank 0.
+    Collective."""
+    if world.size == 1:
+        return
+    problem = check_versions(world, COMPUTING).problem
+    told = everywhere(world, lambda: [(one.directory, one.fingerprint) for one in stream.manifests])
+    for one in told:
+        for (directory, mine), (_, theirs) in zip(told[0].value or [], one.value or [], strict=True):
+            if mine != theirs:
+                problem = problem or (
+                    f"{ranks([one])} has other data in {directory} (fingerprint {theirs}, rank 0 has {mine}): every "
+                    "node has to see the same"
+                )
+    world.raise_together(problem)
 
 
 def _check_alike(run: Run, manifest: Manifest, other: Manifest) -> None:

@@ -24,7 +24,7 @@ from pipeline.batch import Batch, empty_batch
 from pipeline.collate import Collator, Waiting, prefetch
 from pipeline.config import Run
 from pipeline.course import Course, Report, Result, last_checkpoint
-from pipeline.data import check_data, training_stream
+from pipeline.data import check_data, check_nodes, training_stream
 from pipeline.engine import Engine
 from pipeline.evaluate.validation import Validation
 from pipeline.model import MultimodalVAE
@@ -59,6 +59,7 @@ def train(
     world = distributed.start(run.engine.device, run.engine.threads)
     check_world(run, world.size)
     stream = training_stream(run, manifest)
+    check_nodes(world, stream)
     if world.is_main and remark(run):
         print(remark(run), flush=True)
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
