@@ -33,9 +33,9 @@ BENCHMARKS = {
         ("raw", "png", "jpeg", "text"),
     ),
     "sweep": Benchmark(
-        "A sweep of eight trials against the same trainings in a plain loop: seconds that Ray costs a trial. --samples "
-        "is the steps of a trial.",
-        ("overhead",),
+        "A sweep of eight trials against the same trainings in a plain loop: seconds that Ray costs a trial; and the "
+        "driver's memory over 500 tiny trials. --samples is the steps of a trial, or the number of tiny trials.",
+        ("overhead", "memory"),
     ),
     "pack": Benchmark(
         "Sixteen trials trained as one program against the same trials one after another. --samples is the steps "

@@ -51,7 +51,7 @@ class Outcome:
     blocks: int
     noisy: bool
     other_cpu: float
-    """Share of all cores that other processes kept busy meanwhile."""
+    """Share of all cores that other processes kept busy meanwhile; 0 where no times are compared."""
     figures: dict[str, float] = field(default_factory=dict)
     """What else was measured, medians, the unit in the name."""
     series: Series = field(default_factory=dict)

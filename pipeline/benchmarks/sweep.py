@@ -1,12 +1,13 @@
-"""What Ray Tune and its driver cost a trial: a sweep against the same trainings in a plain loop.
+"""What Ray Tune and its driver cost a trial, and what the driver of many trials keeps in memory.
 
-Each turn is a process of its own, as people start them: the loop imports once and trains one after the other, the sweep
-starts Ray and gives each trial all cores, so that its trials too come one after the other. Both train, record to MLflow
-(a fresh SQLite file), draw pictures and evaluate.
+The first is a sweep against the same trainings in a plain loop. Each turn is a process of its own, as people start
+them: the loop imports once and trains one after the other, the sweep starts Ray and gives each trial all cores, so that
+its trials too come one after the other. Both train, record to MLflow (a fresh SQLite file), draw pictures and evaluate.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
@@ -16,6 +17,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from infra.distributed import cores
 from infra.errors import UserError
 from pipeline.benchmarks import Progress
@@ -23,6 +26,8 @@ from pipeline.benchmarks.harness import Outcome, Turn, alternate
 
 TRIALS, STEPS = 8, 4000
 """The usual sweep: a trial of the digits recipe then takes about a minute of one core."""
+MANY = 500
+"""Trials of which the driver's memory is watched."""
 LOOP = """
 import sys
 from pathlib import Path
@@ -42,7 +47,12 @@ for seed in range(int(trials)):
 
 
 def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
-    """`samples`: optimizer steps of each trial, STEPS for 0. Seconds a trial beside the ratio."""
+    """`samples`: of `overhead` the optimizer steps of each trial, STEPS for 0; of `memory` the trials, MANY for 0."""
+    return _memory(case, samples or MANY, progress) if case == "memory" else _overhead(case, blocks, samples, progress)
+
+
+def _overhead(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
+    """Seconds a trial beside the ratio."""
     from pipeline.corpora import prepare
 
     steps = str(samples or STEPS)
@@ -80,13 +90,10 @@ def _process(arguments: list[str], seconds: list[float]) -> Turn:
 
     def turn() -> tuple[int, float]:
         with tempfile.TemporaryDirectory() as place:
-            environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-            path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
             started = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, *arguments], cwd=place, env=environment | {"PYTHONPATH": path}, capture_output=True,
-                text=True, check=False,
-            )  # fmt: skip
+                [sys.executable, *arguments], cwd=place, env=_environment(), capture_output=True, text=True, check=False
+            )
             took = time.perf_counter() - started
         if done.returncode:
             raise UserError(f"a trial of this benchmark failed: {(done.stderr or done.stdout).strip()[-400:]}")
@@ -94,3 +101,56 @@ def _process(arguments: list[str], seconds: list[float]) -> Turn:
         return TRIALS, took
 
     return turn
+
+
+def _environment() -> dict[str, str]:
+    """For processes of this code that track into a store of their own."""
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    return environment | {"PYTHONPATH": path}
+
+
+def _memory(case: str, trials: int, progress: Progress) -> Outcome:
+    """The driver's resident memory while a sweep of so many trials, each of a step, goes on: its growth is that of the
+    straight line through the points of the later half, since Ray and MLflow settle in the first."""
+    import psutil
+
+    from pipeline.corpora import prepare
+
+    sampled, over = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        prepare("digits", place / "data")
+        log, began = place / "log", time.perf_counter()
+        with log.open("w") as stream:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "jobs.cli", "sweep", "digits", "--data", "data", "--out", "sweep",
+                 "--sample", "optim.lr=loguniform:1e-5:1e-2", "--trials", str(trials), "--train.steps", "1",
+                 "--train.batch", "10", "--train.validate-every", "1", "--retries", "0"],
+                cwd=place, env=_environment(), stdout=stream, stderr=stream,
+            )  # fmt: skip
+        process = psutil.Process(driver.pid)
+        while driver.poll() is None:
+            ended = sum(1 for _ in place.glob("sweep/*/outcome.json"))
+            if ended > over:
+                over = ended
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    sampled.append((over, process.memory_info().rss / 1e6))
+                progress(over, trials)
+            time.sleep(0.5)
+        took = time.perf_counter() - began
+        if driver.returncode:
+            raise UserError(f"the sweep of this benchmark failed: {log.read_text().strip()[-400:]}")
+    count, resident = np.array(sampled).T
+    half = count >= min(trials / 2, count[-1])
+    slope = float(np.polyfit(count[half], resident[half], 1)[0]) if half.sum() > 1 else 0.0
+    name, rate = "pairstream sweep", trials / took
+    return Outcome(
+        "sweep", case, "", name, "trials", {}, {}, {name: rate}, {name: [rate, rate]}, {}, 1, False, 0.0,
+        {
+            "driver's memory after the first trial, MB": float(resident[0]),
+            "after half of them, MB": float(resident[half][0]),
+            "after the last, MB": float(resident[-1]),
+            "growth in the later half, MB per 100 trials": 100 * slope,
+        },
+    )  # fmt: skip

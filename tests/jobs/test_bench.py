@@ -158,11 +158,19 @@ def test_the_data_are_what_the_case_says(case: str) -> None:
 @pytest.mark.slow
 def test_what_a_sweep_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "TRIALS", 1)
-    (outcome,) = bench(capsys, "sweep", "--samples", "10", "--blocks", "1")["cases"]
+    (outcome,) = bench(capsys, "sweep", "--only", "overhead", "--samples", "10", "--blocks", "1")["cases"]
     took = outcome["figures"]
     loop, ours = took["plain loop, seconds a trial"], took["pairstream sweep, seconds a trial"]
     assert outcome["ratios"]["pairstream sweep"] == pytest.approx(loop / ours, rel=0.5)
     assert took["overhead, seconds a trial"] == pytest.approx(ours - loop)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_sweeps_driver(capsys: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = bench(capsys, "sweep", "--only", "memory", "--samples", "3")["cases"]
+    first, half, last, growth = outcome["figures"].values()
+    assert 100 < first < 5000
+    assert growth == pytest.approx(100 * (last - half), abs=1e-6), "two points are left to draw the line through"
 
 
 def test_imputing_is_compared_to_the_networks_alone(capsys: pytest.CaptureFixture[str]) -> None:
