@@ -21,11 +21,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from infra.errors import UserError
-from pipeline import manifest as manifests
-from pipeline.manifest import BLOCK, Manifest, Shard, open_manifest
+from pipeline.manifest import BLOCK, NAME, Manifest, Shard, open_manifest
 from pipeline.rules import Rules
 from pipeline.scanning import Member, Run, Scan, scan
 from pipeline.shards import INDEXED, KEY, ROW, SPLITS
+from pipeline.writing.manifest import write_manifest
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """What compressed files begin with."""
@@ -79,7 +79,7 @@ def index(
         table = _Table(rules)
         paths = sorted(tars(shards), key=lambda path: SPLITS.index(_split(path, split)))
         listed = [Shard(_name(path, out), path.stat().st_size) for path in paths]
-        existing = open_manifest(out) if (out / manifests.NAME).exists() else None
+        existing = open_manifest(out) if (out / NAME).exists() else None
         if existing and (existing.corpus, existing.shards) != (INDEXED, listed):
             raise _occupied(out, existing)
         for path, shard, found in zip(paths, listed, _scan(paths, rules, workers), strict=True):
@@ -247,11 +247,11 @@ def _write(table: _Table, out: Path, shards: list[Shard], existing: Manifest | N
     first = np.concatenate([[0], np.cumsum(counts)])
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".index-") as scratch:
-        fingerprint = manifests.write(Path(scratch), INDEXED, described, shards, splits, keys, first, members)
+        fingerprint = write_manifest(Path(scratch), INDEXED, described, shards, splits, keys, first, members)
         if existing and existing.fingerprint != fingerprint:
             raise _occupied(out, existing)
         if not existing:
-            os.replace(Path(scratch) / manifests.NAME, out / manifests.NAME)
+            os.replace(Path(scratch) / NAME, out / NAME)
     held = np.bincount(members["modality"], minlength=len(used))
     number = {name: int(count) for name, count in zip(described, held, strict=True)}
     return Indexed(fingerprint, len(keys), {n: number.get(n, 0) for n in table.names}, len(shards), findings)
@@ -260,5 +260,5 @@ def _write(table: _Table, out: Path, shards: list[Shard], existing: Manifest | N
 def _occupied(out: Path, existing: Manifest) -> UserError:
     return UserError(
         f"{out} holds another manifest ({existing.corpus}, fingerprint {existing.fingerprint}): "
-        f"choose another --out, or remove {out / manifests.NAME} first"
+        f"choose another --out, or remove {out / NAME} first"
     )

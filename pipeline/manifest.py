@@ -7,8 +7,7 @@ member's bytes start at a multiple of 512, so a 32-bit block number reaches 2 Ti
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
-from infra.disk import sync_to_disk
 from infra.errors import UserError
 from infra.storage import is_remote, open_directory
 from modalities import Modality
@@ -114,6 +113,15 @@ class Manifest:
             return list(self._keys.slice(rows.start, len(rows)).to_pylist())
         bounds, text = self._key_bounds, self._key_text
         return [str(text[a:b], "utf-8") for a, b in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)]
+
+    def rows(self, split: str, keys: Collection[str]) -> dict[str, int]:
+        """The samples of a split that have these keys, those that there are. All keys of the split are looked at: there
+        is no index."""
+        there, wanted = self.split(split), pa.array(list(keys), pa.string())
+        found = pc.index_in(self._keys.slice(there.start, len(there)), value_set=wanted)
+        return {
+            wanted[found[row].as_py()].as_py(): there[row] for row in pc.indices_nonzero(found.is_valid()).to_pylist()
+        }
 
     def damaged_files(self) -> dict[str, str]:
         """Small files beside the shards that are missing, or others than were written, with the reason."""
@@ -218,7 +226,7 @@ class Manifest:
     def calculated_fingerprint(self) -> str:
         """The fingerprint of the table as it is now; differs from `fingerprint` when the manifest was changed."""
         columns = [pa.py_buffer(getattr(self, name)) for name in ("first", *MEMBER.names)]
-        return _fingerprint(self._meta, self._read([*self._keys.buffers()[1:], *columns]))
+        return fingerprint_of(self._meta, self._read([*self._keys.buffers()[1:], *columns]))
 
     def _read(self, buffers: list[pa.Buffer]) -> Iterator[memoryview]:
         """The bytes of parts of the mapped file, by plain reads: what is mapped would stay resident once touched."""
@@ -236,54 +244,14 @@ class Manifest:
                     yield piece[:got]
 
 
-def _fingerprint(meta: dict[str, Any], columns: Iterable[Any]) -> str:
+def fingerprint_of(meta: dict[str, Any], columns: Iterable[Any]) -> str:
+    """By which data are known: a digest of what a manifest says of them, the keys and the members' columns."""
     digest = xxhash.xxh3_128()
     named = {name: value for name, value in meta.items() if name != "fingerprint"}
     digest.update(json.dumps(named).encode())  # in its own order, which numbers the modalities
     for data in columns:
         digest.update(data)
     return digest.hexdigest()
-
-
-def write(
-    directory: Path,
-    corpus: str,
-    modalities: dict[str, Described],
-    shards: list[Shard],
-    splits: dict[str, range],
-    keys: Sequence[str] | pa.StringArray,
-    first: np.ndarray,
-    members: np.ndarray | Mapping[str, np.ndarray],
-    files: Mapping[str, bytes] | None = None,
-) -> str:
-    """Write the manifest by rename, and the small `files` beside it, and return its fingerprint.
-
-    `first` has len(keys)+1 entries; `members` holds MEMBER's columns, as a structured array or by name.
-    """
-    meta: dict[str, Any] = {
-        "version": VERSION,
-        "corpus": corpus,
-        "modalities": {n: {"extension": d.extension, "shape": d.shape} for n, d in modalities.items()},
-        "shards": [{"name": shard.name, "bytes": shard.bytes} for shard in shards],
-        "splits": {name: [rows.start, rows.stop] for name, rows in splits.items()},
-    }
-    if files:
-        meta["files"] = {name: xxhash.xxh3_128_hexdigest(data) for name, data in files.items()}
-    for name, data in (files or {}).items():
-        (directory / name).write_bytes(data)
-        sync_to_disk(directory / name)
-    columns = [np.ascontiguousarray(members[name]) for name in MEMBER.names]
-    key_array = keys if isinstance(keys, pa.Array) else pa.array(keys, pa.string())
-    first = first.astype(np.int32)
-    meta["fingerprint"] = _fingerprint(meta, [*key_array.buffers()[1:], first.data, *(c.data for c in columns)])
-    struct = pa.StructArray.from_arrays([pa.array(column) for column in columns], fields=list(MEMBER))
-    lists = pa.ListArray.from_arrays(pa.array(first), struct)
-    schema = SCHEMA.with_metadata({b"pairstream": json.dumps(meta).encode()})
-    partial = directory / (NAME + ".tmp")
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_batch(pa.record_batch([key_array, lists], schema=schema))
-    os.replace(partial, directory / NAME)
-    return str(meta["fingerprint"])
 
 
 DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, pa.ArrowSerializationError)

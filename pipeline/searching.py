@@ -10,7 +10,7 @@ and 96 % are of it, by Euclid's distance 93 and 89 %; among vectors of top halve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,8 +30,6 @@ from pipeline.packaging import Packaged
 from pipeline.sheet import draw_rows
 
 Metric = Literal["cosine", "euclidean"]
-BLOCK = 2**16
-"""Keys that are looked through at a time."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,9 @@ def draw(packaged: Packaged, index: Index, manifest: Manifest, found: Sequence[F
 
 
 def _rows(manifest: Manifest, found: Sequence[Found]) -> list[int]:
-    """Their numbers in the manifest, which has no index by key: its splits are looked through."""
-    wanted = {(one.split, one.key) for one in found}
-    places: dict[tuple[str, str], int] = {}
-    for split in {one.split for one in found}:
-        places |= {(split, key): row for row, key in _keys(manifest, manifest.split(split)) if (split, key) in wanted}
-    return [places[one.split, one.key] for one in found]
-
-
-def _keys(manifest: Manifest, rows: range) -> Iterator[tuple[int, str]]:
-    for start in range(rows.start, rows.stop, BLOCK):
-        some = range(start, min(start + BLOCK, rows.stop))
-        yield from zip(some, manifest.keys(some), strict=True)
+    """Their numbers in the manifest, of which it has no index."""
+    rows = {
+        split: manifest.rows(split, [one.key for one in found if one.split == split])
+        for split in {one.split for one in found}
+    }
+    return [rows[one.split][one.key] for one in found]

@@ -59,7 +59,8 @@ def make(directory: Path, samples: int) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from pipeline.manifest import Described, Shard, write
+    from pipeline.manifest import Described, Shard
+    from pipeline.writing.manifest import write_manifest
 
     numbers = pc.utf8_lpad(pc.cast(pa.array(np.arange(samples)), pa.string()), 9, "0")
     keys = pc.binary_join_element_wise("train", numbers, "/").cast(pa.string())
@@ -75,7 +76,7 @@ def make(directory: Path, samples: int) -> None:
     shards = [Shard(f"train-{number:06d}.tar", 2 * SHARD * 5 * 512) for number in range(int(shard[-1]) + 1)]
     described = {"image": Described("jpg", (3, 64, 64)), "label": Described("cls", ())}
     splits = {"train": range(samples)}
-    write(directory, "large", described, shards, splits, keys, np.arange(0, 2 * samples + 1, 2), columns)
+    write_manifest(directory, "large", described, shards, splits, keys, np.arange(0, 2 * samples + 1, 2), columns)
 
 
 def opened(folder: str) -> None:

@@ -16,8 +16,6 @@ from pipeline.pictures.made import held
 from pipeline.stream import Refs
 
 SPLIT = "test"
-BLOCK = 2**16
-"""Keys that are looked through at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,9 @@ class Examples:
         there = self.manifest.split(SPLIT)
         if wanted.isdecimal() and wanted == str(int(wanted)) and int(wanted) < len(there):  # 000016 is a key
             return there[int(wanted)]
-        for start in range(there.start, there.stop, BLOCK):
-            keys = self.manifest.keys(range(start, min(start + BLOCK, there.stop)))
-            if wanted in keys:
-                return start + keys.index(wanted)
+        found = self.manifest.rows(SPLIT, [wanted])
+        if found:
+            return found[wanted]
         raise UserError(
             f"the {SPLIT} split has no sample {wanted!r}: choose a number from 0 to {len(there) - 1}, or a key such as "
             f"{self.manifest.key(there[0])}"

@@ -31,10 +31,10 @@ from filelock import FileLock, Timeout
 
 from infra.disk import sync_to_disk, write_whole
 from infra.errors import UserError
-from pipeline import manifest as manifests
 from pipeline.description import describe
-from pipeline.manifest import MEMBER, Described, Shard
+from pipeline.manifest import DAMAGE, MEMBER, NAME, Described, Shard
 from pipeline.writing.links import linked
+from pipeline.writing.manifest import write_manifest
 from pipeline.writing.plan import Part, Plan, planned
 from pipeline.writing.shard import Work, begin, write_in_worker, write_shard
 
@@ -204,7 +204,7 @@ def _finished(partial: Path, part: Part) -> bool:
         table = _rows(rows)
         whole = len(table) + len(_skipped(table)) == len(part.rows)
         return whole and int(table.schema.metadata[b"bytes"]) == tar.stat().st_size
-    except manifests.DAMAGE:
+    except DAMAGE:
         return False
 
 
@@ -283,11 +283,11 @@ def _merge(
     if any(entry.links for entry in entries):
         offsets, columns = linked(corpus, entries, keys.to_pylist(), offsets, columns)
     data = partial / "data"
-    fingerprint = manifests.write(data, corpus.name, described, shards, splits, keys, offsets, columns, files)
+    fingerprint = write_manifest(data, corpus.name, described, shards, splits, keys, offsets, columns, files)
     describe(data, corpus.modalities)
     lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in skipped]
     if lines:
         write_whole(data / SKIPPED, "".join(lines))
-    sync_to_disk(data / manifests.NAME)
+    sync_to_disk(data / NAME)
     sync_to_disk(data)
     return fingerprint, [len(_skipped(table)) for table in tables]

@@ -48,7 +48,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path, size: int, 
 
 def test_what_was_left_out_is_finished_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that is cut off after its shards are written takes up shards that left samples out."""
-    monkeypatch.setattr("pipeline.manifest.write", _interrupted)
+    monkeypatch.setattr("pipeline.writing.write_manifest", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "d", corpus(60), 4096, 1)
     monkeypatch.undo()

@@ -236,3 +236,11 @@ def test_offsets_are_those_of_the_tar(digits_dir: Path) -> None:
         name, size = where[(str(entry["shard"]), int(entry["offset"]))]
         assert name == f"{entry['key']}.{entry['modality']}.{extension}"
         assert size == manifest.size[member]
+
+
+def test_rows_are_found_by_key(digits_dir: Path) -> None:
+    manifest = open_manifest(digits_dir)
+    test, train = manifest.split("test"), manifest.split("train")
+    wanted = {manifest.key(row): row for row in (test[0], test[7], test[-1])}
+    assert manifest.rows("test", [*wanted, manifest.key(train[3]), "nothing"]) == wanted
+    assert manifest.rows("train", []) == {}

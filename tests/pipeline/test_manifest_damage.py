@@ -14,7 +14,7 @@ import pytest
 
 from infra.errors import UserError
 from pipeline.manifest import MEMBER, NAME, Described, Manifest, Shard, open_manifest
-from pipeline.manifest import write as write_manifest
+from pipeline.writing.manifest import write_manifest
 from tests.pipeline.tiny import make
 
 
