@@ -198,6 +198,12 @@ def _reject(directory: Path, item: object, reason: str) -> None:
         rejected.write(json.dumps({"reason": reason, "item": what}) + "\n")
 
 
+def destination_in(directory: Path) -> Destination | None:
+    """Where the record of the run in a directory goes; None where it is not tracked. Raises TrackingError where that
+    cannot be read."""
+    return _read_destination(directory) if (directory / DESTINATION).exists() else None
+
+
 def _read_destination(directory: Path) -> Destination:
     try:
         return Destination(**json.loads((directory / DESTINATION).read_text()))

@@ -21,7 +21,7 @@ from safetensors.torch import save as to_bytes
 
 from infra.checkpoint import Checkpoint
 from infra.errors import UserError
-from infra.tracking import DESTINATION
+from infra.tracking import destination_in
 from pipeline import config
 from pipeline.config import Run
 from pipeline.description import small_files
@@ -77,7 +77,7 @@ def save(run: Run, directory: Path, manifest: Manifest, where: Path) -> None:
 
 def _told(run: Run, directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """What pairstream.json says of a run's checkpoint."""
-    tracked = directory / DESTINATION
+    tracked = destination_in(directory)
     return {
         "format": FORMAT,
         "pairstream": version("pairstream"),
@@ -86,7 +86,7 @@ def _told(run: Run, directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "best": checkpoint.meta["best"],
         "configuration": config.identity(run),
         "data": checkpoint.meta["fingerprint"],
-        "run": json.loads(tracked.read_text())["identity"] if tracked.exists() else None,
+        "run": tracked.identity if tracked else None,
     }
 
 

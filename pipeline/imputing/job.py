@@ -11,7 +11,7 @@ from typing import Any
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.errors import UserError, nearest
 from infra.storage import open_directory
-from infra.tracking import DESTINATION
+from infra.tracking import destination_in
 from modalities import Attributes, Modality
 from pipeline.config import Run
 from pipeline.data import check_fit
@@ -84,8 +84,8 @@ def prepared(run: Run, directory: Path, checkpoint: Checkpoint, data: str, setti
     other = checkpoint.meta["fingerprint"] != manifest.fingerprint
     if other and (_words(manifest) or members.keys() - manifest.modalities.keys()):
         files = _of_training(run, manifest) | files
-    tracked = directory / DESTINATION
-    identity = json.loads(tracked.read_text())["identity"] if tracked.exists() else directory.resolve().name
+    tracked = destination_in(directory)
+    identity = tracked.identity if tracked else directory.resolve().name
     maker = Maker(str(checkpoint.meta["files"]["model.safetensors"]["xxh3"]), identity, checkpoint.step)
     return Job(run, checkpoint, manifest, settings, _stored(run, manifest), maker, files, notes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from filelock import Timeout
 from infra.address import absolute
 from infra.disk import write_whole
 from infra.errors import UserError
-from infra.store import Destination
-from infra.tracking import DESTINATION, Tracker
+from infra.tracking import Tracker, destination_in
 from pipeline.record import training_lock
 from pipeline.review.groups import Group
 from pipeline.review.rows import ALWAYS, DIRECTORY, Row, when
@@ -71,8 +69,8 @@ def home(group: Group) -> Path | None:
     told = [Path(group.parent.tags[DIRECTORY])] if DIRECTORY in group.parent.tags else []
     told += [Path(row.tags[DIRECTORY]).parent for row in group.rows[:1] if DIRECTORY in row.tags]
     for directory in told:
-        file = directory / DESTINATION
-        if file.is_file() and json.loads(file.read_text()).get("identity") == group.parent.identity:
+        where = destination_in(directory)
+        if where and where.identity == group.parent.identity:
             return directory
     return None
 
@@ -85,11 +83,11 @@ def attach(file: Path, groups: Sequence[Group], uri: str) -> str:
         return f"not logged to MLflow: the report is of {len(sweeps)} sweeps; choose one with --filter NAME"
     (group,) = sweeps
     directory = home(group)
-    if directory is None or group.parent is None:
+    where = destination_in(directory) if directory else None
+    if directory is None or where is None or group.parent is None:
         return f"not logged to {group.name}: its directory is not on this machine"
     if group.parent.status == "RUNNING":
         return f"not logged to {group.name}: it is still at work; review it again when it has ended"
-    where = Destination(**json.loads((directory / DESTINATION).read_text()))
     if absolute(where.uri) != absolute(uri):
         return f"not logged to {group.name}: its record is kept in {where.uri}"
     try:

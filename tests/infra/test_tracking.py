@@ -287,7 +287,7 @@ def test_runs_of_one_sweep_share_their_data(tmp_path: Path, uri: str) -> None:
     for tracker in trackers:
         tracker.dataset(*DATA)
     with ThreadPoolExecutor() as pool:
-        deliveries = list(pool.map(lambda tracker: tracker.close("FINISHED"), trackers))
+        deliveries = list(pool.map(lambda tracker: tracker.close("FINISHED", timeout=120), trackers))
     assert [(d.pending, d.error, d.rejected) for d in deliveries] == [(0, None, 0)] * 6
     assert [[told[:2] for told in datasets(uri, d.run_id)] for d in deliveries] == [[DATA[:2]]] * 6
     assert [run["tags"].get(TROUBLE) for run in runs(uri)] == [None] * 6

@@ -304,10 +304,11 @@ def test_a_name_of_several_runs_is_told_from_its_sweep() -> None:
 
 def test_a_sweep_is_at_home_in_the_folder_of_its_trials(tmp_path: Path) -> None:
     (tmp_path / "sw").mkdir()
-    (tmp_path / "sw" / DESTINATION).write_text(json.dumps({"identity": "sweep"}))
+    where = {"uri": "sqlite:///x.db", "experiment": "e", "name": "sw", "identity": "sweep"}
+    (tmp_path / "sw" / DESTINATION).write_text(json.dumps(where))
     trial = row("000", **{rows.DIRECTORY: str(tmp_path / "sw" / "000")})
     assert filing.home(sweep_of([trial])) == tmp_path / "sw"
     elsewhere = row("000", **{rows.DIRECTORY: str(tmp_path / "gone" / "000")})
     assert filing.home(sweep_of([elsewhere])) is None
-    (tmp_path / "sw" / DESTINATION).write_text(json.dumps({"identity": "another"}))
+    (tmp_path / "sw" / DESTINATION).write_text(json.dumps(where | {"identity": "another"}))
     assert filing.home(sweep_of([trial])) is None
