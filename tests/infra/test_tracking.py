@@ -118,10 +118,10 @@ def run_while_the_server_is_down(directory: Path, uri: str) -> None:
     begin = time.perf_counter()
     for step, value in curve(0, 1000):
         tracker.metrics(step, {"loss": value, "nan": math.nan, "inf": -math.inf})
-    assert time.perf_counter() - begin < 2
+    assert time.perf_counter() - begin < 10
     begin = time.perf_counter()
     delivery = tracker.close("FINISHED", timeout=0.5)
-    assert time.perf_counter() - begin < 2
+    assert time.perf_counter() - begin < 10
     assert (delivery.delivered, delivery.pending) == (0, 1003)  # RUNNING, parameters, points, FINISHED
     assert "refused" in str(sync(directory).error)
 
@@ -151,10 +151,10 @@ def test_a_server_that_hangs_costs_no_step_and_close_is_bounded(tmp_path: Path) 
         tracker = Tracker(tmp_path, destination(f"http://127.0.0.1:{mute.getsockname()[1]}"), SOON)
         begin = time.perf_counter()
         journal_curve(tracker.journal, 0, 1000)
-        assert time.perf_counter() - begin < 2
+        assert time.perf_counter() - begin < 10
         begin = time.perf_counter()
         assert tracker.close("FINISHED", timeout=0.5).pending == 1002
-        assert time.perf_counter() - begin < 2
+        assert time.perf_counter() - begin < 10
 
 
 @pytest.mark.slow

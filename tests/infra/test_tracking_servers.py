@@ -14,7 +14,7 @@ import pytest
 
 from infra import tracking
 from infra.store import TROUBLE, connect, prepare_store, runs
-from infra.tracking import Tracker, sync
+from infra.tracking import Delivery, Tracker, sync
 from pipeline.benchmarks.servers import mlflow_server, slow_way
 from tests.infra.servers import postgres
 from tests.infra.test_tracking import DATA, SOON, curve, datasets, destination, history, journal_curve
@@ -40,6 +40,14 @@ with ThreadPoolExecutor({SHIPPERS}) as pool:
     list(pool.map(lambda tracker: tracker.close("FINISHED", timeout=240), trackers))
 assert "torch" not in sys.modules
 """
+
+
+def delivered(directory: Path) -> Delivery:
+    """What there is to deliver, as often as it takes: a server that has just come back may be too busy to answer."""
+    deadline = time.monotonic() + 300
+    while (delivery := sync(directory)).error and time.monotonic() < deadline:
+        time.sleep(1)
+    return delivery
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -80,27 +88,28 @@ def test_a_server_killed_in_the_midst_gets_every_point_exactly_once(tmp_path: Pa
     with server:
         prepare_store(server.url, "experiment", None)
         tracker = Tracker(tmp_path / "run", destination(server.url), SOON)
-        stopped, step, slowest = threading.Event(), 0, 0.0
+        stopped, step, meanwhile = threading.Event(), 0, []
 
         def come_and_go() -> None:
             for _ in range(2):
                 time.sleep(random.Random(step).uniform(1, 3))
                 server.end()
+                before = step
                 time.sleep(2)
+                meanwhile.append(step - before)
                 server.start()
             stopped.set()
 
         breaking = threading.Thread(target=come_and_go)
         breaking.start()
         while not stopped.is_set():
-            begin = time.perf_counter()
             tracker.metrics(step, {"loss": step / 7})
-            slowest, step = max(slowest, time.perf_counter() - begin), step + 1
+            step += 1
             time.sleep(0.01)
         breaking.join()
-        assert slowest < 1
+        assert min(meanwhile) > 10, "steps waited for the server"
         tracker.close("FINISHED")
-        delivery = sync(tmp_path / "run")
+        delivery = delivered(tmp_path / "run")
         assert (delivery.pending, delivery.error, delivery.rejected) == (0, None, 0)
         assert history(server.url, delivery.run_id, "loss") == curve(0, step)
         (run,) = runs(server.url, "experiment")
@@ -115,12 +124,12 @@ def test_a_slow_server_costs_no_step_and_gets_every_point_exactly_once(tmp_path:
         tracker.dataset(*DATA)
         begin = time.perf_counter()
         journal_curve(tracker.journal, 0, 1000)
-        assert time.perf_counter() - begin < 2
+        assert time.perf_counter() - begin < 10
         begin = time.perf_counter()
         assert tracker.close("FINISHED", timeout=1).pending > 0
-        assert time.perf_counter() - begin < 3
+        assert time.perf_counter() - begin < 10
         tracker._thread.join()  # as the next run, or a later --sync, finds it: without a process that delivers
-        delivery = sync(tmp_path / "run")
+        delivery = delivered(tmp_path / "run")
         assert (delivery.pending, delivery.error, delivery.rejected) == (0, None, 0)
         assert history(server.url, delivery.run_id, "loss") == curve(0, 1000)
         assert [told[:2] for told in datasets(server.url, delivery.run_id)] == [DATA[:2]]

@@ -76,7 +76,7 @@ def test_trials_that_raise_run_out_of_memory_or_hang(tmp_path: Path, digits_dir:
     paths = os.pathsep.join([str(tmp_path / "faults"), *filter(None, [os.environ.get("PYTHONPATH", "")])])
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
     environment = {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": uri}
-    sweep = begun(tmp_path, digits_dir, "sw", "0,1,2,3,4", "--retries", "0", "--stall", "0.3", **environment)
+    sweep = begun(tmp_path, digits_dir, "sw", "0,1,2,3,4", "--retries", "0", "--stall", "0.6", **environment)
     out, err = sweep.communicate(timeout=600)
     assert sweep.returncode == 1, err
     told = json.loads(out.splitlines()[-1])
@@ -84,7 +84,7 @@ def test_trials_that_raise_run_out_of_memory_or_hang(tmp_path: Path, digits_dir:
     assert [seed for seed, error in errors.items() if not error] == [0, 4]
     assert "boom" in errors[1]
     assert "allocate memory" in errors[2]
-    assert errors[3] == "has taken no step for 0.3 minutes (--stall)"
+    assert errors[3] == "has taken no step for 0.6 minutes (--stall)"
     for trial in told["trials"]:
         steps = points_of(Path(trial["directory"]))
         assert steps == list(range(5, steps[-1] + 1, 5))

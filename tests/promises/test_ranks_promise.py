@@ -16,7 +16,7 @@ from infra.checkpoint import Checkpoints
 from tests.promises.trained import curve, run, start, steps_journaled
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("PAIRSTREAM_KILLS", "3"))
+KILLS = int(os.environ.get("PAIRSTREAM_KILLS", "2"))
 """`make chaos` makes a hundred of them."""
 STEPS = 400 + 200 * KILLS
 TWO = [
