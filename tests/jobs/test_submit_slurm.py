@@ -205,9 +205,10 @@ def test_how_the_job_s_shell_ends(
     directory.mkdir(parents=True)
     (directory / "exit").write_text("75\n")  # of an earlier start; who finds one writes none
     place.command("scontrol", "[ $1 != show ] || echo node1")
-    wait = "trap 'told=yes' USR1\nfor i in $(/usr/bin/seq 100); do [ -n \"$told\" ] || /bin/sleep 0.05; done"
+    wait = 'for i in $(/usr/bin/seq 100); do [ -n "$told" ] || /bin/sleep 0.05; done'
+    tell = f"trap 'told=yes' USR1\nkill -{signal} $PPID; {wait}" if signal else ""
     write = f'[ -e "{directory}/exit" ] || echo {said} > "{directory}/exit"' if said is not None else ""
-    place.command("srun", f"{f'kill -{signal} $PPID; {wait}' if signal else ''}\n{write}\nexit {code}")
+    place.command("srun", f"{tell}\n{write}\nexit {code}")
     environment = {"PATH": f"{place.commands}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
     done = subprocess.run(["/bin/bash"], input=shown["submits"], text=True, env=environment, check=False, timeout=60)
     assert done.returncode == ends
