@@ -55,10 +55,10 @@ def look(directory: Path) -> dict[str, Any]:
     state = backend(job["backend"]).state(job, directory)
     until = time.time() if state.alive or state.ended is None else state.ended
     seconds = max(0, round(until - datetime.fromisoformat(job["submitted"]).timestamp()))
-    array = {"tasks": dict(state.tasks)} if state.tasks else {}
+    tasks = {"tasks": dict(state.tasks)} if state.tasks else {}
     return {
-        "job": directory.name, "state": state.name, "code": state.code, **job, **array, "seconds": seconds,
-        "log": log_of(directory, len(array)),
+        "job": directory.name, "state": state.name, "code": state.code, **job, **tasks, "seconds": seconds,
+        "log": log_of(directory, job.get("array", 0)),
     }  # fmt: skip
 
 

@@ -109,8 +109,8 @@ def main(arguments: list[str]) -> int:
         from jobs.tuning.joined import begin
 
         with at_work(asked.directory, joined=True):
-            if begin(asked.plan, asked.directory, asked.known):
-                return _join(asked, command)
+            if plan := begin(asked.plan, asked.directory, asked.known):
+                return _join(replace(asked, plan=plan), command)
         return main(arguments)  # others have begun it meanwhile: what it is stands in its directory
     if not (asked.known or is_fresh(asked.directory)):
         raise UserError(

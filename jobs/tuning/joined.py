@@ -48,24 +48,24 @@ class Joined:
     """What came of the sweep, where this process has concluded it."""
 
 
-def begin(plan: Sweep, directory: Path, known: bool) -> bool:
-    """Write a sweep and all of its trials down, unless that is done. Returns False where others have begun it, and the
-    plan was made without knowing theirs.
+def begin(plan: Sweep, directory: Path, known: bool) -> Sweep | None:
+    """Write a sweep and all of its trials down, unless that is done. Returns it, with its store and its columns; None
+    where others have begun it, and the plan was made without knowing theirs.
 
     Raises UserError where the sweep cannot work, or its directory holds something else.
     """
     with training_lock(directory).acquire(timeout=WAIT):
         begun = (directory / PLAN).is_file()
         if begun and not known:
-            return False
+            return None
         check(begun or is_fresh(directory), f"{directory} holds something else than a sweep: choose another --out")
         ledger = Ledger(directory)
         if len(ledger.entries) < plan.total:
             with parent_run(plan, directory) as parent:
-                parent.status = None
+                parent.status, plan = None, parent.plan
             while len(ledger.entries) < plan.total:
                 ledger.begin(plan.cell(len(ledger.entries)))
-    return True
+    return plan
 
 
 def join(plan: Sweep, directory: Path, retries: int, stall: float, command: str) -> Joined:

@@ -124,6 +124,9 @@ def parent_run(plan: Sweep, directory: Path) -> Iterator[Parent]:
     parent = Parent(plan, directory, manifest, where.identity, tracker)
     try:
         yield parent
+    except SystemExit:  # told to stop
+        parent.status = "KILLED"
+        raise
     finally:
         if tracker:
             tracker.close(parent.status)

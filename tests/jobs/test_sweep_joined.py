@@ -86,8 +86,10 @@ def plan(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.chdir(tmp_path)
     options = ["--grid", "objective.k=0,1,2", "--metric", "val/elbo", "--tracking.no-enabled", "--out", SWEEP, "--join"]
     asked = read(["digits", "--data", str(digits_dir), *options])
-    assert begin(asked.plan, tmp_path / SWEEP, known=False)
-    return asked.plan
+    begun = begin(asked.plan, tmp_path / SWEEP, known=False)
+    assert begun is not None
+    assert begun.columns, "it is what others read"
+    return begun
 
 
 @pytest.fixture
@@ -203,7 +205,7 @@ def test_told_to_stop_it_gives_the_attempt_back(shared: Callable[..., Joined], t
 def test_the_sweep_is_begun_once_and_whole(plan: Sweep, tmp_path: Path) -> None:
     sweep = tmp_path / SWEEP
     whole = (sweep / TRIALS).read_text()
-    assert not begin(plan, sweep, known=False), "who did not know of it has to read what it is"
+    assert begin(plan, sweep, known=False) is None, "who did not know of it has to read what it is"
     assert begin(plan, sweep, known=True)
     assert (sweep / TRIALS).read_text() == whole
     (sweep / TRIALS).write_text(whole[: len(whole) // 2])
