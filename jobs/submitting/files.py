@@ -34,7 +34,7 @@ def name_of(code: int | None) -> str:
     return {0: "finished", REQUEUE: "preempted", None: "killed"}.get(code, "failed")
 
 
-def follow(logs: Sequence[Path], alive: Callable[[], bool]) -> None:
+def follow_files(logs: Sequence[Path], alive: Callable[[], bool]) -> None:
     """Print files that may still grow, to their ends; of several, what each says below the name of its directory."""
     with ExitStack() as stack:
         files = {log: stack.enter_context(log.open("rb")) for log in logs}

@@ -15,8 +15,7 @@ from infra.errors import UserError
 from jobs.submitted import RECORDS, free_name
 from jobs.submitting import EXIT, LOG, Job, State
 from jobs.submitting.checks import named
-from jobs.submitting.files import ended
-from jobs.submitting.files import follow as follow_files
+from jobs.submitting.files import ended, follow_files
 from jobs.submitting.site import Asked as Options
 
 

@@ -21,8 +21,7 @@ from infra.errors import UserError, nearest
 from infra.storage import is_remote
 from jobs.submitting import LOG, Job, State
 from jobs.submitting.checks import planned, seen_from_nodes
-from jobs.submitting.files import ended, exit_code
-from jobs.submitting.files import follow as follow_files
+from jobs.submitting.files import ended, exit_code, follow_files
 from jobs.submitting.site import Contained, seconds
 from pipeline.settings import check as require
 

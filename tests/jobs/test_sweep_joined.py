@@ -246,6 +246,27 @@ def test_what_cannot_be_shared_is_a_sentence(
     assert not Path("sw").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--over", "supervision"],
+        ["--sample", "optim.lr=loguniform:1e-5:1e-2", "--trials", "3", "--metric", "val/elbo"],
+        ["--grid", "objective.k=0,1", "--steps", "30"],
+    ],
+)
+def test_the_same_command_joins_whatever_it_sweeps(
+    options: list[str], tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["digits", "--data", str(digits_dir), *options, "--tracking.no-enabled", "--out", "sw", "--join"]
+    first = read(words)
+    assert begin(first.plan, first.directory, first.known)
+    again = read(words)
+    assert again.known
+    cells = [[asked.plan.cell(number) for number in range(asked.plan.total)] for asked in (first, again)]
+    assert cells[0] == cells[1] == [entry.cell for entry in Ledger(first.directory).entries]
+
+
 def test_another_sweep_under_the_same_name_is_refused(plan: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["sweep", "digits", "--tracking.no-enabled", "--out", SWEEP, "--join"]
     for options, sentence in (
