@@ -18,7 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class StopRequest:
     """A context in which stop signals only set `asked`. A second SIGINT interrupts at once, for impatient people.
 
-    Outside the main thread (a Ray trial) signals belong to somebody else, and nothing is installed.
+    Outside the main thread (a Ray trial) signals belong to somebody else, and nothing is installed. Of two, one within
+    the other, both are asked.
     """
 
     asked = False
@@ -39,3 +40,14 @@ class StopRequest:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        outer = getattr(self._previous[signal.Signals(number)], "__self__", None)
+        if isinstance(outer, StopRequest):
+            outer.asked = True
+
+
+class StopAtOnce(StopRequest):
+    """One that ends the process with REQUEUE, but for where another within it stands for something to be saved."""
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        super()._ask(number, frame)
+        raise SystemExit(REQUEUE)

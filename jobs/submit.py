@@ -3,7 +3,8 @@ pairstream submit status [JOB] | logs JOB [--follow] | cancel JOB [--timeout 60]
 
 Starts any other job in the background of this machine or on a cluster, and looks after it. --dry-run shows the script
 or manifest. A site's defaults (partition, image, nodes, time …) stand in pairstream.toml, or where PAIRSTREAM_SITE is.
-On a cluster a run that is preempted, or whose time ends, saves, is queued again, and goes on as the same run.
+On a cluster a run that is preempted, or whose time ends, saves, is queued again, and goes on as the same run. With
+submit slurm --array N a sweep is spread over the tasks of a job array, which need no Ray.
 A submitted job is a directory: runs/jobs/ID holds job.json (command, where it went), what was submitted, and its log.
 """
 
@@ -25,7 +26,7 @@ from infra.errors import UserError, nearest
 from jobs import cli
 from jobs.arguments import closing_json, parse, split_name
 from jobs.submitted import HINTS, RECORDS, alive, directories, find, look, record_of
-from jobs.submitting import BACKENDS, LOG, RECORD, backend
+from jobs.submitting import BACKENDS, RECORD, backend, log_of
 from jobs.submitting.site import options_of
 from pipeline.settings import check
 
@@ -95,7 +96,7 @@ def start(target: str, arguments: list[str]) -> int:
         print(f"{about:<7} pairstream submit {action} {job.name}")
     if options.json:
         closing_json({
-            "job": job.name, **record, "log": directory / LOG, "submits": text, "warnings": job.warnings,
+            "job": job.name, **record, "log": log_of(directory, job.tasks), "submits": text, "warnings": job.warnings,
             "dry_run": options.dry_run,
         })  # fmt: skip
     return 0
@@ -111,7 +112,8 @@ def status(arguments: list[str]) -> int:
     table = Table("job", "state", "where", "submitted", "for", "command")
     table.columns[0].no_wrap = True
     for job in found:
-        state = job["state"] + (f" ({job['code']})" if job["code"] else "")
+        tasks = ", ".join(f"{count} {name}" for name, count in job.get("tasks", {}).items())
+        state = job["state"] + (f" ({tasks or job['code']})" if tasks or job["code"] else "")
         command = shlex.join(["pairstream", *job["command"]]).replace("[", r"\[")
         table.add_row(
             job["job"], state, job["backend"], job["submitted"], str(timedelta(seconds=job["seconds"])), command

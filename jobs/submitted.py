@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.errors import nearest
 from jobs.arguments import RUNS
-from jobs.submitting import LOG, RECORD, backend
+from jobs.submitting import RECORD, backend, log_of
 from pipeline.settings import check
 
 RECORDS = RUNS / "jobs"
@@ -55,9 +55,10 @@ def look(directory: Path) -> dict[str, Any]:
     state = backend(job["backend"]).state(job, directory)
     until = time.time() if state.alive or state.ended is None else state.ended
     seconds = max(0, round(until - datetime.fromisoformat(job["submitted"]).timestamp()))
+    tasks = {"tasks": dict(state.tasks)} if state.tasks else {}
     return {
-        "job": directory.name, "state": state.name, "code": state.code, **job, "seconds": seconds,
-        "log": directory / LOG,
+        "job": directory.name, "state": state.name, "code": state.code, **job, **tasks, "seconds": seconds,
+        "log": log_of(directory, job.get("array", 0)),
     }  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """pairstream sweep RECIPE [--over supervision | --grid KEY=V,V … | --sample KEY=loguniform:0.1:100 --trials 50]
 
-Trains many trials with Ray Tune: one MLflow run with a child per trial, each the same training that `pairstream train`
+Trains many trials, with Ray Tune: one MLflow run with a child per trial, each the same training that `pairstream train`
 does, then evaluated once on test data. Ends with a table, a CSV file and a picture. --scheduler asha ends poor trials
 early, --scheduler pbt changes λ, k, β or the learning rate in mid-run; --search optuna or bohb chooses what to try.
-Killed at any moment (driver, trial, machine), --resume --out DIR goes on: nothing is trained twice. Expect two to five
-minutes for `pairstream sweep digits` on two cores.
+Killed at any moment (driver, trial, machine), --resume --out DIR goes on: nothing is trained twice. With --join --out
+DIR all processes that say so share a sweep without Ray, such as the tasks of a job array. Expect two to five minutes
+for `pairstream sweep digits` on two cores.
 """
 
 from __future__ import annotations
@@ -13,27 +14,24 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from infra.distributed import cores
-from infra.errors import UserError, nearest
+from infra.errors import UserError
 from infra.preemption import REQUEUE
 from infra.storage import absolute
-from jobs.arguments import RUNS, closing_json, early_options, jsonable, parse, refuse_changes, split_name
-from jobs.tuning.ledger import Ledger, best_so_far
-from jobs.tuning.written import draws_of, grid_of, load, save
+from jobs.arguments import RUNS, closing_json, early_options, parse, refuse_changes, split_name
+from jobs.tuning.parent import Ended, at_work, conclude, is_fresh, look_further, parent_run
+from jobs.tuning.written import PLAN, draws_of, grid_of, load
 from pipeline import config
 from pipeline.config import Run
 from pipeline.recipes import SWEEPS, recipe, sweepable
 from pipeline.recipes.sweep import READY, Scheduler, Search, Sweep
 from pipeline.settings import check
-from pipeline.sweep_table import Baseline, Trial, best_trials, draw, show, write_csv
 
-UNFINISHED = "not finished"
 Over = Literal["", "supervision", "k-effect", "lambda", "product"]
 
 
@@ -67,7 +65,8 @@ class Options:
     hours: float = 0.0
     """End after so long; --resume goes on. 0 is no limit."""
     retries: int = 2
-    """How often a trial goes on from its checkpoint after its worker or its machine was lost."""
+    """How often a trial goes on from its checkpoint after its worker or its machine was lost; with --join also after
+    it has failed."""
     stall: float = 60.0
     """Minutes without a step after which a trial hangs: its worker ends, and counts as lost. 0 is never."""
     ray: str = ""
@@ -76,8 +75,22 @@ class Options:
     """Directory of the sweep; runs/sweep-RECIPE-DATE-TIME where not given."""
     resume: bool = False
     """Continue the sweep in --out: finished trials are not run again, cut ones go on from their checkpoints."""
+    join: bool = False
+    """Share the sweep in --out, without Ray, with all processes that say so: each trains the next trial that no other
+    has; the first one begins the sweep."""
     json: bool = False
     """Print one JSON object as the last line."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for."""
+
+    plan: Sweep
+    directory: Path
+    options: Options
+    known: bool
+    """Whether the sweep has begun in its directory, and the plan is what it says."""
 
 
 def main(arguments: list[str]) -> int:
@@ -85,23 +98,49 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         print("recipes: " + ", ".join(sweepable()) + "\npairstream sweep RECIPE --help lists every field")
         return 0
-    name, rest = split_name("sweep", "recipe", arguments, sweepable())
-    early = early_options(rest)
-    saved = None
-    if early.resume:
-        check(early.out is not None, "--resume needs --out DIR of the sweep to continue")
-        saved = load(Path(early.out or ""))
-    default = saved.run if saved else SWEEPS[name]().run if name in SWEEPS else recipe(name, early.data)
-    options = parse(f"sweep {name}", Options, rest, Options(run=default), about=__doc__)
+    asked = read(arguments)
+    options = asked.options
     check(
         1 <= options.cpus <= cores() or bool(options.ray),
         f"--cpus {options.cpus}: this machine lets us use {cores()} cores",
     )
+    command = f"pairstream sweep {' '.join(arguments)}".strip()
+    if options.join:
+        from jobs.tuning.joined import begin
+
+        with at_work(asked.directory, joined=True):
+            if plan := begin(asked.plan, asked.directory, asked.known):
+                return _join(replace(asked, plan=plan), command)
+        return main(arguments)  # others have begun it meanwhile: what it is stands in its directory
+    if not (asked.known or is_fresh(asked.directory)):
+        raise UserError(
+            f"{asked.directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
+        )
+    with at_work(asked.directory, joined=False):
+        return _drive(asked, command)
+
+
+def read(arguments: list[str]) -> Asked:
+    """The sweep that a command line asks for. Raises UserError."""
+    name, rest = split_name("sweep", "recipe", arguments, sweepable())
+    early = early_options(rest)
+    check(early.out is not None or "--resume" not in rest, "--resume needs --out DIR of the sweep to continue")
+    check(early.out is not None or "--join" not in rest, "--join needs --out DIR, which all processes name")
+    saved = None
+    if early.out and (early.resume or ("--join" in rest and (early.out / PLAN).is_file())):
+        saved = load(early.out)
+    default = saved.run if saved else SWEEPS[name]().run if name in SWEEPS else recipe(name, early.data)
+    options = parse(f"sweep {name}", Options, rest, Options(run=default), about=__doc__)
     amounts = (options.gpus, options.hours, options.retries, options.stall)
     check(min(amounts) >= 0, "--gpus, --hours, --retries, --stall: 0 or more")
     check(
         options.pack >= 0 and not (options.pack and (options.ranks > 1 or options.ray or options.hours)),
         "--pack trains in this process: leave --ranks, --ray and --hours away",
+    )
+    check(
+        not options.join or not (options.pack or options.ranks > 1 or options.ray or options.hours or options.gpus),
+        "--join trains one trial after the other in this process, on the GPU that it sees: leave --pack, --ranks, "
+        "--ray, --hours and --gpus away",
     )
     places = {  # trials run in directories of their own
         "data": absolute(options.run.data),
@@ -114,15 +153,15 @@ def main(arguments: list[str]) -> int:
         plan = _continued(saved, replace(saved, run=run), options, directory)
     else:
         plan = _planned(name, run, options)
-        if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-            raise UserError(
-                f"{directory} is not an empty directory: continue a sweep with --resume, or choose another --out"
-            )
     check(
         not options.pack or (plan.scheduler in ("none", "asha") and plan.search == "random"),
         "--pack knows the scheduler asha and draws by chance: leave other --scheduler and --search away",
     )
-    return _sweep(plan, directory, options, f"pairstream sweep {' '.join(arguments)}".strip())
+    check(
+        not options.join or (plan.scheduler == "none" and plan.search == "random"),
+        "--join needs trials that are known beforehand: leave --scheduler and --search away, which need one driver",
+    )
+    return Asked(plan, directory, options, saved is not None)
 
 
 def _planned(name: str, run: Run, options: Options) -> Sweep:
@@ -147,7 +186,9 @@ def _planned(name: str, run: Run, options: Options) -> Sweep:
 
 def _continued(saved: Sweep, plan: Sweep, options: Options, directory: Path) -> Sweep:
     """The sweep as it began; only more trials can be asked for."""
+    ready = READY[options.over](plan.run).grid if options.over else {}
     asked = {
+        "over": ({key: list(values) for key, values in ready.items()}, dict(saved.grid)),
         "grid": (dict(grid_of(options.grid)), dict(saved.grid)),
         "sample": (dict(draws_of(options.sample)), dict(saved.sample)),
         "scheduler": (options.scheduler if options.scheduler != "none" else "", saved.scheduler),
@@ -156,157 +197,71 @@ def _continued(saved: Sweep, plan: Sweep, options: Options, directory: Path) -> 
     }
     for key, (wanted, had) in asked.items():
         check(not wanted or wanted == had, f"--resume: the {key} of {directory} was {had}; leave --{key} away")
-    check(not options.over, f"--resume: {directory} knows what it sweeps; leave --over away")
     return replace(plan, trials=max(saved.trials, options.trials))
 
 
-def _sweep(plan: Sweep, directory: Path, options: Options, command: str) -> int:
-    from infra.store import default_uri, prepare_store
-    from infra.tracking import Tracker
+def _drive(asked: Asked, command: str) -> int:
+    """The sweep with this process as its only driver."""
     from jobs.tuning.driver import Resources, run_trials
     from jobs.tuning.packed import run_packed
-    from pipeline.data import check_data
-    from pipeline.evaluate import metric_names
-    from pipeline.evaluate.classification import metric_name, questions
-    from pipeline.objectives.systems import unused
-    from pipeline.record import destination
 
-    manifest = check_data(plan.run)
-    known = metric_names(plan.run, "val")
-    if plan.metric not in known:
-        raise UserError(f"the sweep's metric: no validation metric {plan.metric!r}" + nearest(plan.metric, known))
-    same = [key for key in unused(plan.run) if key in plan.keys and "model.system" not in plan.keys]
-    if same:
-        raise UserError(
-            f"the sweep varies {', '.join(same)}, which model.system = {plan.run.model.system} makes no use of: its "
-            "trials would be the same runs; leave it out, or choose another system"
-        )
-    accuracies = (f"test/{metric_name(label, given)}" for label, given in questions(plan.run))
-    plan = replace(plan, columns=plan.columns or (*accuracies, "test/elbo"))
-    plan = replace(plan, run=config.override(plan.run, {"tracking.uri": plan.run.tracking.uri or default_uri()}))
-    tracking = plan.run.tracking
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        save(plan, directory)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --out") from None
-    where = destination(plan.run, directory)  # a sweep that is resumed keeps its identity, a new one gets its own
-    tracker = None
-    if tracking.enabled:  # the store is made, and the parent run named, before any trial asks for them
-        prepare_store(where.uri, where.experiment, None)
-        tracker = Tracker(directory, where)
-        tracker.params({f"grid.{key}": list(values) for key, values in plan.grid.items()})
-        tracker.params({f"sample.{key}": str(draw) for key, draw in plan.sample.items()})
-        base = config.flatten(config.to_dict(plan.run))
-        tracker.params({key: value for key, value in base.items() if key not in plan.keys})
-        tracker.tags(
-            {
-                "pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint,
-                "pairstream.directory": str(directory), "pairstream.metric": plan.metric,
-                "pairstream.direction": plan.direction,
-            }
-        )  # fmt: skip
+    options, directory = asked.options, asked.directory
     resources = Resources(
         options.cpus, options.gpus, options.ranks, options.hours, options.retries, options.stall, options.ray
     )
+    with parent_run(asked.plan, directory) as parent:
 
-    def lost() -> None:
-        where = options.ray or "this machine"
-        print(
-            f"Ray answers no longer at {where}: go on with pairstream sweep {plan.run.recipe} --resume --out "
-            f"{os.path.relpath(directory)}, on another cluster (--ray) or without one",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        if tracker:
-            tracker.close("KILLED", timeout=20)
-        os._exit(REQUEUE)  # the main thread hangs in Ray
+        def lost() -> None:
+            where = options.ray or "this machine"
+            print(
+                f"Ray answers no longer at {where}: go on with pairstream sweep {parent.plan.run.recipe} --resume "
+                f"--out {os.path.relpath(directory)}, on another cluster (--ray) or without one",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            if parent.tracker:
+                parent.tracker.close("KILLED", timeout=20)
+            os._exit(REQUEUE)  # the main thread hangs in Ray
 
-    status = "FAILED"
-    try:
         if options.pack:
-            run_packed(plan, directory, where.identity, options.pack)
+            run_packed(parent.plan, directory, parent.identity, options.pack)
         else:
-            run_trials(plan, directory, where.identity, resources, lost)
-        trials = _trials(plan, directory)
-        baselines = _baselines(plan, manifest)
-        files = [write_csv(plan, trials, baselines, command, directory / "table.csv")]
-        picture = draw(plan, trials, baselines, directory / "supervision.png")
-        files += [picture] if picture else []
-        show(plan, trials, baselines)
-        failed = [trial for trial in trials if trial.error and trial.error != UNFINISHED]
-        cut = len(trials) < plan.total or any(trial.error == UNFINISHED for trial in trials)
-        status = "FAILED" if failed else "KILLED" if cut else "FINISHED"
-        best = best_trials(plan, trials)
-        if tracker:
-            for file in files:
-                tracker.artifact(file)
-            shown = max((trials[n] for n in best), key=lambda trial: trial.pairs, default=Trial({}, directory, {}, 0))
-            asked = (plan.metric, *plan.columns)
-            tracker.metrics(len(trials), {name: value for name, value in shown.metrics.items() if name in asked})
-            if tracking.model:
-                from pipeline.serving import log_model
+            run_trials(parent.plan, directory, parent.identity, resources, lost)
+        ended = conclude(parent, command)
+    return _told(asked, ended)
 
-                for trial in (trials[number] for number in best if not trials[number].error):
-                    log_model(trial.directory)
-    finally:
-        if tracker:
-            tracker.close(status)
-    for file in files:
-        print(f"written: {os.path.relpath(file)}")
-    _look_further(plan.run.recipe, directory, [trials[number] for number in best], tracking.uri if tracker else "")
+
+def _join(asked: Asked, command: str) -> int:
+    """This process's part of a sweep that has begun."""
+    from jobs.tuning.joined import join
+
+    options, directory = asked.options, asked.directory
+    place = os.path.relpath(directory)
+    try:
+        joined = join(asked.plan, directory, options.retries, options.stall, command)
+    except SystemExit as end:
+        print(f"told to stop, and saved: pairstream sweep {asked.plan.run.recipe} --join --out {place} goes on")
+        if options.json:
+            closing_json({"sweep": directory, "cut": True})
+        return REQUEUE if end.code == REQUEUE else 1
+    if joined.ended:
+        return _told(asked, joined.ended)
+    if joined.elsewhere:
+        print(f"others are still at work on {', '.join(joined.elsewhere)}; who is the last to end makes the table")
+    else:
+        print(f"all trials are over: {place}/table.csv has them")
     if options.json:
+        closing_json({"sweep": directory, "trained": joined.trained, "elsewhere": joined.elsewhere})
+    return 0
+
+
+def _told(asked: Asked, ended: Ended) -> int:
+    """Say what came of a sweep. Returns the job's exit code."""
+    look_further(asked.directory, ended)
+    if asked.options.json:
         closing_json(
             {
-                "sweep": directory, "metric": plan.metric, "best": [jsonable(trials[n]) for n in best],
-                "trials": trials, "baselines": baselines, "failed": len(failed), "cut": cut, "files": files,
+                "sweep": asked.directory, "metric": ended.plan.metric, "best": ended.best, "trials": ended.trials,
+                "baselines": ended.baselines, "failed": len(ended.failed), "cut": ended.cut, "files": ended.files,
             }
         )  # fmt: skip
-    return 1 if failed else REQUEUE if cut else 0
-
-
-def _look_further(recipe: str, directory: Path, best: list[Trial], uri: str) -> None:
-    """The exact commands and files that say more."""
-    print("look further:")
-    for trial in best:
-        if trial.stopped:
-            continue  # it has none
-        cell = ", ".join(f"{key} {value}" for key, value in trial.cell.items())
-        print(f"  {os.path.relpath(trial.directory / 'pictures')}/    curves and cross-generations ({cell})")
-    if best:
-        place = os.path.relpath(best[-1].directory)
-        for job, rest in (("evaluate", " --split val"), ("generate", ""), (f"train {recipe} --from", " --seeds 3")):
-            print(f"  pairstream {job} {place}{rest}")
-    if uri:
-        print(f"  pairstream review --filter {directory.name}")
-        print(f"  mlflow ui --backend-store-uri {uri}" if not uri.startswith("http") else f"  {uri}")
-
-
-def _trials(plan: Sweep, directory: Path) -> list[Trial]:
-    """What became of every trial that was begun."""
-    ledger, found = Ledger(directory), []
-    for entry in ledger.entries:
-        place, outcome = directory / entry.name, ledger.outcome(entry)
-        metrics = outcome.metrics if outcome and outcome.metrics else best_so_far(place, plan.metric, plan.direction)
-        error = UNFINISHED if outcome is None else outcome.error
-        stopped = outcome is not None and outcome.ending == "stopped"
-        found.append(Trial(entry.cell, place, metrics, outcome.pairs if outcome else 0, error, stopped))
-    return found
-
-
-def _baselines(plan: Sweep, manifest: Any) -> list[Baseline]:
-    """Logistic regression on the pairs of each view that was swept, for the accuracies among the table's columns."""
-    from pipeline.baselines import complete_samples, logistic_regression
-    from pipeline.evaluate.classification import metric_name, questions
-
-    keys = [key for key in plan.grid if key == "seed" or key.startswith("pairing.")]
-    found = []
-    for values in product(*(plan.grid[key] for key in keys)):
-        cell = dict(zip(keys, values, strict=True))
-        run = config.override(plan.run, cell)
-        scores = {}
-        for label, given in questions(run):
-            column = f"test/{metric_name(label, given)}"
-            if column in plan.columns:
-                scores[column] = logistic_regression(manifest, run, label, given)
-        found.append(Baseline(cell, len(complete_samples(manifest, run, "train", run.pairing)), scores))
-    return found
+    return ended.code

@@ -1,11 +1,15 @@
 
-# From here on the same for every job. Above: `record` (the job's directory), `restarts`, and `task`, which srun starts.
+# From here on the same for every job. Above: `record` (the job's directory, of an array the task's), `restarts`, and
+# `task`, which srun starts.
 #
 # USR1 is SLURM's warning that the time ends, and reaches this shell alone. It goes on through srun to every rank; TERM
 # would have srun kill them. They save and end, and the job is put back into the queue. TERM comes from scancel, or
 # from SLURM where it preempts the job and queues it again by itself: a cancelled job that is requeued would come back.
 set -u
 requeue=75                                                    # infra.preemption.REQUEUE
+array=${SLURM_ARRAY_JOB_ID:-}
+me=${array:+${array}_$SLURM_ARRAY_TASK_ID}                    # one task's SLURM_JOB_ID is that of all of them
+me=${me:-$SLURM_JOB_ID}
 export MASTER_ADDR MASTER_PORT
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))                 # of its own, where jobs share a node
@@ -46,5 +50,6 @@ case $code in
     [ "$(wc -l < "$record/failures")" -gt "$restarts" ] || again=yes
     ;;
 esac
-if [ "$again" != "" ] && [ "$asked" != TERM ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ "$array" != "" ] && [ "$code" -eq 1 ]; then again=; fi   # trials have failed, as often as they may
+if [ "$again" != "" ] && [ "$asked" != TERM ]; then scontrol requeue "$me"; fi
 exit "$code"

@@ -6,7 +6,8 @@ is submitted), `check` (whether the cluster can take it), `submit`, and of a sub
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ BACKENDS = {
     "kubernetes": "by kubectl",
 }
 RECORD, LOG, EXIT = "job.json", "log.txt", "exit"
-"""Files of a submitted job's directory: what it is, what it says, and its exit code once it has ended."""
+"""Files of a submitted job's directory: what it is, what it says, and its exit code once it has ended. The tasks of a
+job array have the last two in directories of their own, 0, 1 …"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Job:
     ranks: int = 1
     """On each node."""
     warnings: tuple[str, ...] = ()
+    tasks: int = 0
+    """Of a job array; each is one process."""
 
     @property
     def trains(self) -> bool:
@@ -49,6 +53,8 @@ class State:
     """Its exit code, once it has ended and where it is known."""
     ended: float | None = None
     """Seconds since 1970."""
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    """Of a job array: how many are in each state."""
 
     @property
     def alive(self) -> bool:
@@ -81,6 +87,11 @@ class Backend(Protocol):
 
     def cancel(self, record: dict[str, Any], directory: Path) -> None:
         """Ask the job to save and end; returns at once. Raises UserError where that cannot be asked."""
+
+
+def log_of(directory: Path, tasks: int) -> Path:
+    """Where the job in a directory says what it does; of a job array a pattern."""
+    return directory / "*" / LOG if tasks else directory / LOG
 
 
 def backend(name: str) -> Backend:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from infra.preemption import REQUEUE
@@ -32,12 +34,19 @@ def name_of(code: int | None) -> str:
     return {0: "finished", REQUEUE: "preempted", None: "killed"}.get(code, "failed")
 
 
-def follow_file(log: Path, alive: Callable[[], bool]) -> None:
-    """Print a file that may still grow, to its end."""
-    with log.open("rb") as file:
-        running = True
+def follow_files(logs: Sequence[Path], alive: Callable[[], bool]) -> None:
+    """Print files that may still grow, to their ends; of several, what each says below the name of its directory."""
+    with ExitStack() as stack:
+        files = {log: stack.enter_context(log.open("rb")) for log in logs}
+        running, last = True, None
         while running:  # asked before reading, so that the last words are read too
             running = alive()
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.flush()
+            for log, file in files.items():
+                if file.tell() == os.fstat(file.fileno()).st_size:
+                    continue
+                if len(files) > 1 and log != last:
+                    print(f"==> {log.parent.name} <==", flush=True)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.flush()
+                last = log
             time.sleep(0.2 if running else 0)

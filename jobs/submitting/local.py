@@ -15,7 +15,7 @@ from infra.errors import UserError
 from jobs.submitted import RECORDS, free_name
 from jobs.submitting import EXIT, LOG, Job, State
 from jobs.submitting.checks import named
-from jobs.submitting.files import ended, follow_file
+from jobs.submitting.files import ended, follow_files
 from jobs.submitting.site import Asked as Options
 
 
@@ -53,7 +53,7 @@ def state(record: dict[str, Any], directory: Path) -> State:
 
 
 def logs(record: dict[str, Any], directory: Path, follow: bool) -> None:
-    follow_file(directory / LOG, lambda: follow and state(record, directory).alive)
+    follow_files([directory / LOG], lambda: follow and state(record, directory).alive)
 
 
 def cancel(record: dict[str, Any], directory: Path) -> None:

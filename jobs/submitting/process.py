@@ -48,16 +48,11 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
 
 
 def continued(inner: list[str]) -> list[str]:
-    """The job, with --resume where the run in its --out has begun. A sweep knows by then what --over asked for."""
+    """The job, with --resume where the run in its --out has begun."""
     out = early_options(inner[1:]).out
     begun = BEGUN.get(inner[0])
-    if not (out and begun and (out / begun).is_file()) or "--resume" in inner:
-        return inner
-    words = [*inner, "--resume"]
-    if inner[0] == "sweep" and "--over" in words:
-        place = words.index("--over")
-        del words[place : place + 2]
-    return words
+    going_on = out and begun and (out / begun).is_file() and "--resume" not in inner
+    return [*inner, "--resume"] if going_on else inner
 
 
 def _run(inner: list[str]) -> int:

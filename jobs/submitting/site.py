@@ -148,7 +148,7 @@ def from_table(table: dict[str, Any], target: str, kind: type[Kind], source: str
 
 def _keys(kind: type) -> list[str]:
     """The options that a site may set."""
-    return [one.name for one in fields(kind) if one.name not in ("dry_run", "json", "site")]
+    return [one.name for one in fields(kind) if one.name not in ("dry_run", "json", "site", "array")]
 
 
 def _file(arguments: list[str]) -> Path | None:

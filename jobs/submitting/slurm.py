@@ -11,15 +11,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, nearest
+from infra.storage import is_remote
 from jobs.submitting import LOG, Job, State
 from jobs.submitting.checks import planned, seen_from_nodes
-from jobs.submitting.files import ended, exit_code, follow_file
+from jobs.submitting.files import ended, exit_code, follow_files
 from jobs.submitting.site import Contained, seconds
 from pipeline.settings import check as require
 
@@ -28,12 +30,17 @@ WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", 
 """States of SLURM in which a job has not begun, or not again."""
 FINAL = (0, UserError.code)
 """Exit codes after which no job is queued again."""
+STATES = ("running", "queued", "failed", "preempted", "killed", "finished")
+"""In the order in which one task's state is that of its array."""
 
 
 @dataclass(frozen=True)
 class Options(Contained):
     time: str = "1h"
     """Longest duration, such as 45m, 12h or 1d12h. What is not done by then saves, and is queued again."""
+    array: int = 0
+    """Spread a sweep over so many tasks of a job array: each is one process with one rank's cores and at most one GPU,
+    and trains trials until none is left."""
     partition: str = ""
     """Partition; the cluster's default where not given."""
     account: str = ""
@@ -43,6 +50,7 @@ class Options(Contained):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.array >= 0, "--array must not be negative")
         require(
             seconds(self.time) > seconds(self.lead, "--lead"),
             f"--time {self.time} is not longer than --lead {self.lead}: the job would be told to save when it begins",
@@ -50,19 +58,41 @@ class Options(Contained):
 
 
 def plan(inner: list[str], options: Options) -> Job:
-    return planned(inner, "slurm", options, (lambda _: []) if options.image else seen_from_nodes)
+    sees: Callable[[str], list[str]] = (lambda _: []) if options.image else seen_from_nodes
+    if not (options.array and inner):
+        return planned(inner, "slurm", options, sees)
+    require(
+        inner[0] == "sweep",
+        f"--array spreads the trials of a sweep over a job array, and {inner[0]!r} is no sweep: leave --array away",
+    )
+    given = {word.partition("=")[0] for word in inner}
+    words = [] if "--join" in given else ["--join"]
+    words += [] if "--cpus" in given else ["--cpus", str(options.cpus)]
+    job = planned([*inner, *words], "slurm", options, sees)
+    from jobs.sweep import read
+
+    sweep = read(list(job.command[1:])).plan
+    places = [place for place in (sweep.run.data, *dict(sweep.run.mixed())) if not is_remote(place)]
+    warnings = [*job.warnings, *(line for place in places for line in sees(place))]
+    if options.array > sweep.total:
+        warnings.append(
+            f"--array {options.array}: the sweep has {sweep.total} trials, the other tasks find nothing to do"
+        )
+    return replace(job, tasks=options.array, warnings=tuple(dict.fromkeys(warnings)))
 
 
 def render(job: Job, options: Options) -> str:
+    one = job.trains or job.tasks > 0  # a task is one process of a training, or of many that share a sweep
     head = {
         "job-name": job.name,
-        "output": job.directory / LOG,
+        "array": f"0-{job.tasks - 1}" if job.tasks else "",
+        "output": job.directory / "%a" / LOG if job.tasks else job.directory / LOG,
         "open-mode": "append",
         "chdir": Path.cwd(),
         "nodes": job.nodes,
         "ntasks-per-node": job.ranks,
-        "cpus-per-task": options.cpus if job.trains else options.cpus * options.per_node,
-        "gpus-per-node": options.gpus,
+        "cpus-per-task": options.cpus if one else options.cpus * options.per_node,
+        "gpus-per-node": min(options.gpus, 1) if job.tasks else options.gpus,
         "mem": options.memory,
         "time": _minutes(seconds(options.time)),
         "signal": f"B:USR1@{seconds(options.lead)}",
@@ -70,28 +100,21 @@ def render(job: Job, options: Options) -> str:
         "account": options.account,
     }
     lines = ["--requeue", *(f"--{name}={shlex.quote(str(value))}" for name, value in head.items() if value)]
-    environment = {"PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": str(options.cpus)} if job.trains else {})
+    environment = {"PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": str(options.cpus)} if one else {})
     container = []
     if options.image:
         mounts = f"--container-mounts={','.join(options.mounts)}" if options.mounts else ""
         container = [f"--container-image={options.image}", mounts, f"--container-workdir={Path.cwd()}"]
     python = options.python or ("python" if options.image else sys.executable)
-    task = [
-        *filter(None, container),
-        python,
-        "-m",
-        "jobs.submitting.process",
-        "slurm",
-        str(job.directory),
-        *job.command,
-    ]
+    start = [*filter(None, container), python, "-m", "jobs.submitting.process", "slurm"]
+    record = shlex.quote(str(job.directory)) + ("/$SLURM_ARRAY_TASK_ID" if job.tasks else "")
     return "\n".join(
         [
             "#!/bin/bash",
             *(f"#SBATCH {line}" for line in [*lines, *options.options]),
             *(f"export {name}={shlex.quote(value)}" for name, value in (environment | options.environment).items()),
-            f"record={shlex.quote(str(job.directory))} restarts={options.restarts}",
-            f"task=({shlex.join(task)})",
+            f"record={record} restarts={options.restarts}",
+            f'task=({shlex.join(start)} "$record" {shlex.join(job.command)})',
             (files("infra") / "slurm" / SCRIPT).read_text(),
         ]
     )
@@ -110,33 +133,55 @@ def check(job: Job, options: Options) -> None:
 def submit(job: Job, options: Options, text: str) -> dict[str, Any]:
     script = job.directory / SCRIPT
     script.write_text(text)
-    (job.directory / LOG).touch()
-    return {"id": _ask("sbatch", "--parsable", str(script)).strip().partition(";")[0]}
+    for place in _places(job.directory, job.tasks):
+        place.mkdir(exist_ok=True)
+        (place / LOG).touch()
+    number = _ask("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+    return {"id": number} | ({"array": job.tasks} if job.tasks else {})
 
 
 def state(record: dict[str, Any], directory: Path) -> State:
     """SLURM is asked first: what has written its exit code may be in the queue again. What has ended it forgets."""
+    places = _places(directory, record.get("array", 0))
     try:
-        said = _ask("squeue", "--noheader", "--jobs", record["id"], "--format=%T").strip()
+        said = _ask("squeue", "--noheader", "--array", "--jobs", record["id"], "--format=%K %T").splitlines()
     except UserError as error:
-        if "Invalid job id" not in str(error) and exit_code(directory) not in FINAL:
+        if "Invalid job id" not in str(error) and any(exit_code(place) not in FINAL for place in places):
             return State("unknown")
-        said = ""
-    if not said:
-        return ended(directory)
-    return State("queued" if said in WAITING else "running")
+        said = []
+    found = dict(line.split() for line in said)  # of what is no array the index is N/A
+    there = {index: State("queued" if word in WAITING else "running") for index, word in found.items()}
+    if not record.get("array"):
+        return next(iter(there.values()), None) or ended(directory)
+    return _together([there.get(place.name) or ended(place) for place in places])
 
 
 def logs(record: dict[str, Any], directory: Path, follow: bool) -> None:
-    follow_file(directory / LOG, lambda: follow and state(record, directory).alive)
+    files = [place / LOG for place in _places(directory, record.get("array", 0))]
+    follow_files(files, lambda: follow and state(record, directory).alive)
 
 
 def cancel(record: dict[str, Any], directory: Path) -> None:
-    """TERM to the job's shell, which has every rank save; what has not begun leaves the queue."""
-    if state(record, directory).name == "queued":
-        _ask("scancel", record["id"])
-    else:
+    """TERM to the shells of the job, which have every rank save; what has not begun leaves the queue."""
+    tasks = state(record, directory)
+    if tasks.name == "queued" or tasks.tasks.get("queued"):  # first: it would begin where another ends
+        _ask("scancel", *(["--state=PENDING"] if tasks.tasks else []), record["id"])
+    if tasks.name != "queued":
         _ask("scancel", "--batch", "--signal=TERM", record["id"])
+
+
+def _places(directory: Path, tasks: int) -> list[Path]:
+    """Where a job leaves its log and its exit code: each task of an array has a directory of its own."""
+    return [directory / str(number) for number in range(tasks)] if tasks else [directory]
+
+
+def _together(tasks: list[State]) -> State:
+    """What has become of a job array: it is at work while a task is, and has ended as the worst of them."""
+    counts = {name: count for name in STATES if (count := sum(task.name == name for task in tasks))}
+    name = next(iter(counts))
+    code = next((task.code for task in tasks if task.name == name), None)
+    times = [task.ended for task in tasks if task.ended is not None]
+    return State(name, code, max(times, default=None), counts)
 
 
 def _ask(*command: str) -> str:

@@ -30,7 +30,6 @@ from jobs.tuning.stall import WHY
 from jobs.tuning.trial import Setting, name_of_trial, trial
 from pipeline import config
 from pipeline.recipes.sweep import Sweep
-from pipeline.record import settle
 
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0",
@@ -61,7 +60,7 @@ class Resources:
     """Of a Ray cluster that runs already; empty starts Ray on this machine."""
 
 
-def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resources, lost: Callable[[], None]) -> Ledger:
+def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resources, lost: Callable[[], None]) -> None:
     """All trials that have not ended, each in a directory of its own; what became of them is in the ledger. Where the
     cluster's head is lost, `lost` is called in another thread, and nothing of Ray's returns: it has to end the process.
 
@@ -71,7 +70,7 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
         os.environ.setdefault(name, value)
     ledger = Ledger(directory)
     if len(ledger.entries) >= sweep.total and all(map(ledger.over, ledger.entries)):
-        return ledger
+        return
     plan = Plan(sweep, ledger)
     setting = Setting(
         config.to_dict(sweep.run),
@@ -111,12 +110,6 @@ def run_trials(sweep: Sweep, directory: Path, identity: str, resources: Resource
                 tuner.fit()
     finally:
         ray.shutdown()
-    ledger = Ledger(directory)
-    for entry in ledger.entries:  # what was ended in the midst of its last words
-        outcome = ledger.outcome(entry)
-        if outcome:
-            settle(directory / entry.name, "FAILED" if outcome.ending == "failed" else "FINISHED")
-    return ledger
 
 
 @contextmanager

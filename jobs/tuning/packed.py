@@ -20,7 +20,7 @@ from pipeline.packing import Member, train_packed
 from pipeline.recipes.sweep import Sweep
 
 
-def run_packed(sweep: Sweep, directory: Path, identity: str, slots: int) -> Ledger:
+def run_packed(sweep: Sweep, directory: Path, identity: str, slots: int) -> None:
     """All trials that have not ended, `slots` at a time; one that ends frees its slot for the next.
 
     Raises UserError where trials differ in more than numbers.
@@ -57,7 +57,6 @@ def run_packed(sweep: Sweep, directory: Path, identity: str, slots: int) -> Ledg
                 print(f"trial {one.directory.name} done", file=sys.stderr, flush=True)
 
         train_packed(members(), slots, resume=True, report=rungs, on_result=on_result)
-    return Ledger(directory)
 
 
 class Rungs:

@@ -17,7 +17,7 @@ from infra.distributed import free_port
 from infra.errors import UserError
 from infra.preemption import LOST
 from jobs.tuning.ledger import Outcome
-from jobs.tuning.trial import Report, Setting, work
+from jobs.tuning.trial import Report, Setting, note_node, work
 from pipeline.config import Run
 
 POLL = 1.0
@@ -55,6 +55,8 @@ class _Rank:
 
     def work(self, run: Run, directory: Path, setting: Setting, place: dict[str, str]) -> tuple[Outcome | None, bool]:
         os.environ.update(place)
+        if place["RANK"] == "0":
+            note_node(directory)
         try:
             return work(run, directory, setting, self.bridge), self.bridge.over
         except UserError as error:

@@ -1,4 +1,4 @@
-"""A trial that hangs ends itself: its worker is lost to Ray, which begins the trial anew as often as it may."""
+"""A trial that hangs ends its process: Ray, or another process that has joined, begins it anew as often as it may."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infra.disk import write_whole
+from infra.preemption import LOST
 
 WHY = "lost.txt"
 """In a trial's directory: why its worker failed, or ended itself."""
@@ -32,7 +33,7 @@ def ending_when_stalled(directory: Path, minutes: float) -> Iterator[Callable[[i
                 try:
                     write_whole(directory / WHY, f"has taken no step for {minutes:g} minutes (--stall)\n")
                 finally:  # on a full disk too
-                    os._exit(1)
+                    os._exit(LOST)
 
     if minutes:
         threading.Thread(target=watch, name="pairstream-stall", daemon=True).start()

@@ -1,10 +1,10 @@
-"""One trial in a Ray worker: the training of a plain run, told to Ray after each validation, then its test metrics."""
+"""One trial: the training of a plain run, told to Ray after each validation where Ray has begun it, then its test
+metrics."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -158,6 +158,8 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
             pass  # a worker that has lost its driver ends within seconds, and lets go
         do = work if setting.ranks == 1 else on_ranks
         try:
+            if setting.ranks == 1:
+                note_node(directory)
             outcome = do(run, directory, setting, reporter)
         except UserError as error:
             if error.code == LOST:  # a rank: Ray begins the trial anew
@@ -180,21 +182,25 @@ class Report(Protocol):
     def __call__(self, step: int, metrics: Mapping[str, float]) -> bool: ...
 
 
-def work(run: Run, directory: Path, setting: Setting, report: Report) -> Outcome | None:
-    """How the training ended; None where the driver has to say (a scheduler's stop, or only a pause). Collective."""
+def note_node(directory: Path) -> None:
+    """Tag a run with Ray's name of this node; of a trial that is begun anew elsewhere, the last one counts."""
     import ray
 
+    with contextlib.closing(Journal(directory)) as journal:
+        journal.tags({NODE: ray.get_runtime_context().get_node_id()})
+
+
+def work(run: Run, directory: Path, setting: Setting, report: Report | None = None) -> Outcome | None:
+    """How the training ended; None where it was told to stop (by a scheduler, which may only mean a pause, or by a
+    signal). Collective."""
     from pipeline.train import train
 
-    if os.environ.get("RANK", "0") == "0":  # of a trial that is begun anew elsewhere, the last one counts
-        with contextlib.closing(Journal(directory)) as journal:
-            journal.tags({NODE: ray.get_runtime_context().get_node_id()})
     identity = f"{setting.identity}/{directory.name}"
     with ending_when_stalled(directory, setting.stall) as on_step:
         result = train(
             run, directory, resume=True, report=report, identity=identity, parent=setting.identity, on_step=on_step
         )
-    if report.over or result.status == "preempted":
+    if (report and report.over) or result.status == "preempted":
         return None
     return finished(run, result)
 

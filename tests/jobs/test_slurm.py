@@ -18,6 +18,8 @@ import pytest
 from infra.journal import JOURNAL, points
 from infra.store import connect, default_uri, runs
 from jobs.cli import main
+from tests.jobs.sweeps import STEPS as TRIALS
+from tests.jobs.sweeps import SWEEP, one_honest_record
 from tests.slurm import Slurm, missing
 
 pytestmark = [
@@ -167,3 +169,51 @@ def test_partition_that_does_not_exist_is_refused(capsys: Capture) -> None:
     assert main(["submit", "slurm", "--partition", "mian", "--", "recipes"]) == 2
     assert "no partition 'mian'; did you mean 'main'?" in capsys.readouterr().err
     assert not os.path.exists("runs")
+
+
+def test_job_array_shares_a_sweep_and_a_task_that_is_warned_comes_back_alone(
+    capsys: Capture, digits_dir: Path, place: Path
+) -> None:
+    """Two tasks, four trials; USR1 to one task's shell while it trains: the one whose job id is that of the array."""
+    sweep = place / SWEEP
+    options = [*TRIALS, "--grid", "pairing.fraction=0.05,1", "objective.k=0,1", "--tracking.no-model"]
+    words = ["slurm", "--array", "2", "--time", "10m", "--json", "--", "sweep", "digits", "--data", str(digits_dir)]
+    job = answer(capsys, *words, *options, "--out", SWEEP)[1]
+    log = Path(job["log"]).parent.parent / "1" / "log.txt"
+
+    def tasks() -> dict[str, int]:
+        found: dict[str, int] = answer(capsys, "status", job["job"], "--json")[1]["tasks"]
+        return found
+
+    def restarts(task: int) -> str:
+        return described(f"{job['id']}_{task}").partition("Restarts=")[2].split()[0]
+
+    until("two trials at step 5", lambda: sum(reached(one) >= 5 for one in sweep.glob("0*")) == 2, log)
+    assert tasks() == {"running": 2}
+    assert f"JobId={job['id']} " in described(f"{job['id']}_1")
+    subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job['id']}_1"], check=True)
+    until("queued again", lambda: restarts(1) == "1", log)
+    until("finished", lambda: tasks() == {"finished": 2}, log)
+    assert answer(capsys, "status", job["job"], "--json")[1]["state"] == "finished"
+    assert restarts(0) == "0", "it was not warned"
+    one_honest_record(place, 4)
+    assert main(["submit", "logs", job["job"]]) == 0
+    said = capsys.readouterr().out
+    assert said.count("USR1: the job saves and ends") == said.count("told to stop, and saved") == 1
+    assert said.count("written: ") == 2, "table and picture, once"
+    assert (sweep / "table.csv").read_text().count("MVAE") == 4
+
+
+def test_job_array_that_is_cancelled_saves_and_stays_away(capsys: Capture, digits_dir: Path, place: Path) -> None:
+    """Three tasks where one has room: the others never begin."""
+    sweep = place / SWEEP
+    options = ["--train.steps", "100000", "--train.batch", "20", "--train.log-every", "5", "--grid", "seed=0,1,2"]
+    words = ["slurm", "--array", "3", "--time", "10m", "--json", "--options=--exclusive", "--", "sweep", "digits"]
+    job = answer(capsys, *words, "--data", str(digits_dir), *options, "--out", SWEEP)[1]
+    log = Path(job["log"]).parent.parent / "0" / "log.txt"
+    until("a trial at step 5", lambda: any(reached(one) >= 5 for one in sweep.glob("0*")), log)
+    assert answer(capsys, "status", job["job"], "--json")[1]["tasks"] == {"running": 1, "queued": 2}
+    code, found = answer(capsys, "cancel", job["job"], "--json")
+    assert (code, found["state"], found["code"], found["tasks"]) == (0, "preempted", 75, {"preempted": 1, "killed": 2})
+    time.sleep(4)  # a task that was put back would be there again
+    assert answer(capsys, "status", job["job"], "--json")[1]["tasks"] == {"preempted": 1, "killed": 2}

@@ -43,7 +43,8 @@ def test_sbatch_script_says_what_was_asked_for(capsys: Capture, place: Place, tr
     }  # fmt: skip
     assert "export NCCL_SOCKET_IFNAME='ib 0'\n" in script
     assert "export OMP_NUM_THREADS=3\n" in script
-    task = f"task=({sys.executable} -m jobs.submitting.process slurm {directory} train digits --data "
+    assert f"record={directory} restarts=3\n" in script
+    task = f'task=({sys.executable} -m jobs.submitting.process slurm "$record" train digits --data '
     assert f"{task}{train[-1]} --optim.lr 1e-4 --out runs/{shown['job']})\n" in script
     assert subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert not directory.exists()
@@ -152,11 +153,11 @@ def test_slurm_is_asked_and_believed(capsys: Capture, place: Place, train: list[
     assert (job["backend"], job["id"]) == ("slurm", "17")
     assert place.called == [f"sbatch --parsable {place.path / directory}/job.sh"]
     assert (directory / "job.sh").read_text() == job["submits"]
-    for said, state in (("PENDING\n", "queued"), ("RUNNING\n", "running"), ("COMPLETING\n", "running"), ("", "killed")):
-        queue.write_text(said)
+    for said, state in (("PENDING", "queued"), ("RUNNING", "running"), ("COMPLETING", "running"), ("", "killed")):
+        queue.write_text(said and f"N/A {said}\n")
         assert answer(capsys, "status", job["job"], "--json")["state"] == state
     (directory / "exit").write_text("75\n")
-    for said, state in (("", "preempted"), ("PENDING\n", "queued")):
+    for said, state in (("", "preempted"), ("N/A PENDING\n", "queued")):
         queue.write_text(said)
         assert answer(capsys, "status", job["job"], "--json")["state"] == state, "75 may have been queued again"
     place.command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
@@ -166,11 +167,11 @@ def test_slurm_is_asked_and_believed(capsys: Capture, place: Place, train: list[
     for code, state in ((0, "finished"), (1, "failed"), (137, "killed")):
         (directory / "exit").write_text(f"{code}\n")
         assert answer(capsys, "status", job["job"], "--json")["state"] == state
-        place.command("squeue", "echo PENDING")
+        place.command("squeue", "echo N/A PENDING")
         assert answer(capsys, "status", job["job"], "--json")["state"] == "queued", "what failed may be queued again"
         place.command("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     (directory / "exit").unlink()
-    for said, told in (("RUNNING\n", "scancel --batch --signal=TERM 17"), ("PENDING\n", "scancel 17")):
+    for said, told in (("N/A RUNNING\n", "scancel --batch --signal=TERM 17"), ("N/A PENDING\n", "scancel 17")):
         queue.write_text(said)
         place.command("squeue", f'/bin/cat "{queue}"')
         place.command("scancel", f': > "{queue}"')
@@ -204,9 +205,10 @@ def test_how_the_job_s_shell_ends(
     directory.mkdir(parents=True)
     (directory / "exit").write_text("75\n")  # of an earlier start; who finds one writes none
     place.command("scontrol", "[ $1 != show ] || echo node1")
-    wait = "trap 'told=yes' USR1\nfor i in $(/usr/bin/seq 100); do [ -n \"$told\" ] || /bin/sleep 0.05; done"
+    wait = 'for i in $(/usr/bin/seq 100); do [ -n "$told" ] || /bin/sleep 0.05; done'
+    tell = f"trap 'told=yes' USR1\nkill -{signal} $PPID; {wait}" if signal else ""
     write = f'[ -e "{directory}/exit" ] || echo {said} > "{directory}/exit"' if said is not None else ""
-    place.command("srun", f"{f'kill -{signal} $PPID; {wait}' if signal else ''}\n{write}\nexit {code}")
+    place.command("srun", f"{tell}\n{write}\nexit {code}")
     environment = {"PATH": f"{place.commands}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
     done = subprocess.run(["/bin/bash"], input=shown["submits"], text=True, env=environment, check=False, timeout=60)
     assert done.returncode == ends
@@ -223,7 +225,7 @@ def test_run_that_has_begun_goes_on(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").touch()
     assert continued(train) == [*train, "--resume"]
     assert continued([*train, "--resume"]) == [*train, "--resume"]
-    assert continued(sweep) == ["sweep", "digits", "--out", str(tmp_path), "--cpus", "2", "--resume"]
+    assert continued(sweep) == [*sweep, "--resume"]
     assert continued(["evaluate", "x", "--out", str(tmp_path)]) == ["evaluate", "x", "--out", str(tmp_path)]
 
 
