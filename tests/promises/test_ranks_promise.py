@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("PAIRSTREAM_KILLS", "2"))
 """`make chaos` makes a hundred of them."""
 STEPS = 400 + 200 * KILLS
+LONG = 200 + STEPS / 10
+"""Seconds after which a training of so many steps hangs."""
 TWO = [
     "--ranks", "2", "--engine.zero-stage", "2", "--train.checkpoint-every", "10", "--train.validate-every", "200",
     "--steps", str(STEPS),
@@ -41,7 +43,7 @@ def killed(job: subprocess.Popen[bytes], chance: random.Random) -> None:
 def test_kill_9_of_whatever_rank_whenever_is_bit_for_bit(tmp_path: Path, digits_dir: Path) -> None:
     """In start-up, in steps, in saving and in renaming: no checkpoint is ever half there, and the curve is the same."""
     whole, out, chance = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    undisturbed = run(*TWO, data=digits_dir, out=whole)
+    undisturbed = run(*TWO, data=digits_dir, out=whole, timeout=LONG)
     seen = 0
     for number in range(KILLS):
         job = start(digits_dir, out, *TWO, *(["--resume"] if (out / "run.json").exists() else []))
@@ -56,7 +58,7 @@ def test_kill_9_of_whatever_rank_whenever_is_bit_for_bit(tmp_path: Path, digits_
             checkpoints.load(step)  # raises where one is not whole
         seen = max([seen, *checkpoints.all()])
     assert seen > 0
-    result = run(*TWO, "--resume", data=digits_dir, out=out)
+    result = run(*TWO, "--resume", data=digits_dir, out=out, timeout=LONG)
     assert curve(out) == curve(whole)
     assert result["loss"] == undisturbed["loss"]
     assert result["metrics"] == undisturbed["metrics"]

@@ -25,9 +25,9 @@ def curve(directory: Path) -> list[tuple[int, dict[str, float]]]:
     ]
 
 
-def run(*options: str, data: Path, out: Path) -> dict:
+def run(*options: str, data: Path, out: Path, timeout: float = 200) -> dict:
     done = subprocess.run(
-        [*COMMAND, "--data", str(data), "--out", str(out), *options], capture_output=True, text=True, timeout=200
+        [*COMMAND, "--data", str(data), "--out", str(out), *options], capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stderr
     result: dict = json.loads(done.stdout.splitlines()[-1])
