@@ -42,9 +42,9 @@ cluster-test: setup
 	command -v slurmctld > /dev/null || apt-get install --yes slurm-wlm munge iproute2 || sudo apt-get install --yes slurm-wlm munge iproute2
 	$(BIN)/pytest -m cluster
 
-# a hundred kills -9 of two ranks
+# a hundred kills -9 of two ranks that train, and of two that complete data
 chaos: setup
-	PAIRSTREAM_KILLS=100 $(BIN)/pytest -m slow tests/promises/test_ranks_promise.py
+	PAIRSTREAM_KILLS=100 $(BIN)/pytest -m slow tests/promises/test_ranks_promise.py tests/jobs/test_impute.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -58,8 +58,9 @@ BENCHMARKS = {
         ("mnist", "celeba"),
     ),
     "impute": Benchmark(
-        "Completing a data set, from shards to shards, against the passes of encoders and decoders that it takes.",
-        ("mnist", "celeba"),
+        "Completing a data set, from shards to shards, against the passes of encoders and decoders that it takes; two "
+        "ranks against two processes on their own; memory at two sizes of the data.",
+        ("mnist", "celeba", "ranks", "memory"),
     ),
     "manifest": Benchmark(
         "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)

@@ -23,9 +23,9 @@ import numpy as np
 
 from infra import distributed
 from pipeline.benchmarks import Progress, cases
-from pipeline.benchmarks.crew import CASES
 from pipeline.benchmarks.data import corpus
 from pipeline.benchmarks.harness import Outcome, alternate, drawing, one_thread
+from pipeline.benchmarks.scaling import CASES
 from pipeline.benchmarks.stream import SHARD_BYTES, ours
 from pipeline.engine import Engine
 from pipeline.manifest import open_manifest

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
-from infra.distributed import cores
+from infra.checkpoint import Checkpoints
+from infra.distributed import World, cores
 from infra.errors import UserError
 from pipeline.benchmarks import Progress, cases
-from pipeline.benchmarks.crew import CASES, Crew
+from pipeline.benchmarks.crew import Answers, Crew
 from pipeline.benchmarks.harness import Outcome, alternate
+from pipeline.config import Run
+from pipeline.course import grouped
+from pipeline.engine import Engine
+from pipeline.progress import Vote
+from pipeline.train import build
 
+BATCHES = 4
+"""Different steps of each process, which are repeated."""
+CASES: Mapping[str, Callable[[], Run]] = {"mnist": cases.mnist, "celeba": cases.celeba}
 RANKS = 2
 ALONE, TOGETHER, SILENT = f"{RANKS} processes on their own", f"{RANKS} ranks", f"{RANKS} ranks, gradients not summed"
 TURN = 2.0
@@ -26,20 +37,19 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
     checkpoint, and its share of the time at the recipe's interval. `samples` is the number of steps of a turn; 0 takes
     as many as fit into two seconds.
     """
-    if cores() < RANKS:
-        raise UserError(f"{RANKS} ranks with a core each need {RANKS} cores; this machine lets us use {cores()}")
+    enough_cores()
     with ExitStack() as open_:
         crews = {
-            ALONE: open_.enter_context(Crew(case, RANKS, ranks=False)),
-            TOGETHER: open_.enter_context(Crew(case, RANKS, ranks=True)),
-            SILENT: open_.enter_context(Crew(case, RANKS, ranks=True, summing=False)),
+            ALONE: open_.enter_context(Crew(training, (case,), RANKS, ranks=False)),
+            TOGETHER: open_.enter_context(Crew(training, (case,), RANKS, ranks=True)),
+            SILENT: open_.enter_context(Crew(training, (case, False), RANKS, ranks=True)),
         }
-        crews[TOGETHER].steps(2)
-        count = samples or max(2, round(TURN / (crews[TOGETHER].steps(2) / 2)))
+        crews[TOGETHER].seconds(2)
+        count = samples or max(2, round(TURN / (crews[TOGETHER].seconds(2) / 2)))
         turns = {name: _turn(crew, count) for name, crew in crews.items()}
         outcome = alternate("scaling", case, "rows", turns, blocks, [ALONE], progress=progress)
-        saving = min(crews[TOGETHER].ask("save") for _ in range(5))
-        gradients = crews[TOGETHER].ask("parameters")
+        saving = min(crews[TOGETHER].ask("save")[0] for _ in range(5))
+        gradients = crews[TOGETHER].ask("parameters")[0]
     step = RANKS * cases.SIZE / outcome.per_second[TOGETHER]
     interval = CASES[case]().train.checkpoint_every
     return replace(
@@ -57,6 +67,53 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
 
 def _turn(crew: Crew, count: int) -> Callable[[], tuple[int, float]]:
     def turn() -> tuple[int, float]:
-        return RANKS * cases.SIZE * count, crew.steps(count)
+        return RANKS * cases.SIZE * count, crew.seconds(count)
 
     return turn
+
+
+def enough_cores() -> None:
+    """Raises UserError where ranks would have to share a core."""
+    if cores() < RANKS:
+        raise UserError(f"{RANKS} ranks with a core each need {RANKS} cores; this machine lets us use {cores()}")
+
+
+def training(world: World, number: int, case: str, summing: bool = True) -> Answers:
+    """What a process of a crew is asked: a number of steps, "save" a checkpoint, "parameters" for its gradients' bytes.
+
+    Ranks sum their gradients each step, unless `summing` is off: then they do all else that ranks do. Every process
+    takes batches of the same size, so that work grows with processes (weak scaling).
+    """
+    run = CASES[case]()
+    run = replace(run, train=replace(run.train, batch=cases.SIZE * world.size))
+    batches = cases.batches(run, BATCHES)
+    engine = Engine(build(run), run, world)
+    if not summing:
+        engine.module.enable_backward_allreduce = False
+    taken = 0
+
+    def answers(asked: int | str) -> float | None:
+        nonlocal taken
+        if asked == "parameters":
+            return 4.0 * sum(parameter.numel() for parameter in engine.module.parameters())
+        if asked == "save":
+            _save(engine, number)
+            return None
+        for _ in range(int(asked)):
+            batch = batches[taken % BATCHES]
+            terms = cases.scored(engine.module, run, batch, taken)
+            vote = Vote(world, False, None, [terms], [batch], taken)
+            engine.step(terms.loss)
+            vote.count()
+            taken += 1
+        return None
+
+    return answers
+
+
+def _save(engine: Engine, rank: int) -> None:
+    """A checkpoint, as a run writes it."""
+    state = engine.state()
+    if rank == 0:
+        with tempfile.TemporaryDirectory() as place:
+            Checkpoints(Path(place)).save(1, grouped(state), {})

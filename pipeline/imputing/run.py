@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,14 +162,15 @@ class _Ranks:
     def _write(self, work: Work, todo: Todo, report: Callable[[int], None]) -> None:
         """This rank's share of the shards. Raises UserError on every rank where one of them cannot write its own."""
         rank, size = self.world.rank, self.world.size
+        mine = todo[rank::size]
         others = [part for place, (_, part) in enumerate(todo) if place % size != rank]
         done, failure = 0, None
         try:
-            for number, part in todo[rank::size]:
-                beside = sum(len(p.rows) for p in others if (work.partial / "rows" / f"{p.name}.arrow").exists())
-                entries = self.filler.entries(part.rows, work.partial, part.name)
-                write_shard(work, number, part.name, entries, lambda n, before=done + beside: report(before + n))  # type: ignore[misc]
-                done += len(part.rows)
+            with closing(self.filler.shards([part for _, part in mine], work.partial)) as shards:
+                for (number, part), entries in zip(mine, shards, strict=True):
+                    beside = sum(len(p.rows) for p in others if (work.partial / "rows" / f"{p.name}.arrow").exists())
+                    write_shard(work, number, part.name, entries, lambda n, before=done + beside: report(before + n))  # type: ignore[misc]
+                    done += len(part.rows)
         except UserError as error:
             failure = str(error)
         except OSError as error:

@@ -35,7 +35,7 @@ class Made:
     their mean standard deviation s and the scale of their likelihood. A text: the share of samples that say another."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def made(
     model: MultimodalVAE, batch: Batch, needs: Mapping[str, np.ndarray], settings: Settings
 ) -> tuple[dict[str, Made], np.ndarray]:
@@ -98,16 +98,20 @@ def _told(modality: Modality, parameters: Tensor, count: int, number: Tensor | N
     return mean if number is None else said[0], deviation
 
 
-def storable(modality: Modality, value: np.ndarray) -> np.ndarray:
-    """What `Modality.encode` takes, of a value as `decode` gives it or of the mean that a decoder gives.
+def storable(modality: Modality, values: np.ndarray) -> np.ndarray:
+    """What `Modality.encode` takes, of values (R, *shape) as `decode` gives them or of means that a decoder gives.
 
     A text that does not end in time is cut, and start tokens within it, which no text holds, are left out.
     """
     if isinstance(modality, Image):
-        levels = np.rint(value.clip(0, 1) * modality.levels).astype(np.uint8)
-        return levels if levels.ndim == 2 else np.moveaxis(levels, 0, 2)
+        levels = np.rint(values.clip(0, 1) * modality.levels).astype(np.uint8)
+        return levels if levels.ndim == 3 else np.ascontiguousarray(np.moveaxis(levels, 1, 3))
     if isinstance(modality, Tokens):
-        words = value[: np.argmax(value == END) if (value == END).any() else None]
-        words = words[words != START][: modality.length - 1]
-        return np.concatenate([words, np.full(modality.length - len(words), END)])
-    return value > 0.5 if isinstance(modality, Attributes) else value
+        return np.stack([_text(words, modality.length) for words in values])
+    return values > 0.5 if isinstance(modality, Attributes) else values
+
+
+def _text(words: np.ndarray, length: int) -> np.ndarray:
+    words = words[: np.argmax(words == END) if (words == END).any() else None]
+    words = words[words != START][: length - 1]
+    return np.concatenate([words, np.full(length - len(words), END)])

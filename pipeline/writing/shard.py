@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from pipeline.corpora.corpus import Entry, Values
 
+BUFFER = 2**20
+"""Bytes that are given to the system at once: members are small, and each call lets other threads in."""
 REPORT = 64
 """After how many samples a shard's writer says how far it is, and hears whether to stop."""
 Members = dict[str, tuple[int, bytes]]
@@ -132,7 +134,7 @@ def _appearing(path: Path, partial: Path) -> Iterator[IO[bytes]]:
     """A file that is there whole, on the disk, or not at all."""
     temporary = partial / f"{path.name}.{os.getpid()}.tmp"
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", BUFFER) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -174,10 +174,32 @@ def test_the_memory_of_a_sweeps_driver(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_imputing_is_compared_to_the_networks_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "impute", "--samples", "128", "--blocks", "1", "--json"]) == 0
+    assert main(["bench", "impute", "--only", "mnist,celeba", "--samples", "128", "--blocks", "1", "--json"]) == 0
     for outcome in json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]:
         assert outcome["reference"] == "encoders and decoders alone"
         assert outcome["ratios"]["pairstream impute"] > 0
+
+
+@pytest.mark.slow
+def test_imputing_is_measured_on_two_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = json_of(capsys, "--only", "ranks", "--samples", "1024")["cases"]
+    assert outcome["reference"] == "2 processes on their own"
+    assert outcome["ratios"]["2 ranks"] > 0
+
+
+@pytest.mark.slow
+def test_imputing_more_takes_no_more_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = json_of(capsys, "--only", "memory", "--samples", "4096")["cases"]
+    figures = outcome["figures"]
+    assert figures["shards, grown, MB"] > 25
+    assert figures["4,096 samples, peak, MB"] > 100
+    assert figures["memory, grown, MB"] < 12, figures
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert main(["bench", "impute", *options, "--blocks", "1", "--json"]) == 0
+    told: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return told
 
 
 def test_cases_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:

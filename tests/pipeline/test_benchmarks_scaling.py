@@ -68,7 +68,7 @@ def test_two_ranks_are_measured_against_two_processes(capsys: pytest.CaptureFixt
 @pytest.mark.slow
 def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"a process of the benchmark failed: KeyError: 'nothing'"):
-        crew.Crew("nothing", 1, ranks=False)
+        crew.Crew(scaling.training, ("nothing",), 1, ranks=False)
 
 
 @pytest.mark.slow

@@ -75,6 +75,36 @@ def test_what_was_cut_off_goes_on_to_the_same_bytes(
         trained.impute(tmp_path / "out", tmp_path / "more")
 
 
+def test_where_it_was_cut_off_does_not_show_in_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that are wide enough for torch to share a product among threads, which sum in another order."""
+    kinds: dict[str, Any] = {"image": Image(28, 28, hidden=(512, 512)), "label": KINDS["label"]}
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 28, 28))
+    rows = [
+        Entry(f"t{n:03d}", "train", {"image": pixels[n]} if n % 2 else {"label": np.asarray(n % 5)}) for n in range(256)
+    ]
+    write(tmp_path / "source", given("digits", kinds, rows), workers=1)
+    trained = Trained(tmp_path / "run", tmp_path / "source", kinds=kinds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)  # not what a new thread has by itself
+    try:
+        trained.impute(tmp_path / "source", tmp_path / "whole", 100_000)
+        real = run.write_shard
+
+        def breaking(*arguments: Any) -> None:
+            if arguments[1] == 2:
+                raise Interrupted
+            real(*arguments)
+
+        monkeypatch.setattr(run, "write_shard", breaking)
+        with pytest.raises(Interrupted):
+            trained.impute(tmp_path / "source", tmp_path / "out", 100_000)
+        monkeypatch.setattr(run, "write_shard", real)
+        assert trained.impute(tmp_path / "source", tmp_path / "out", 100_000).written.kept == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_shards_of_other_settings_are_not_taken_up(
     trained: Trained, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
