@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -46,6 +49,20 @@ class Interrupted(Exception):
     pass
 
 
+@contextmanager
+def cut_off() -> Iterator[None]:
+    """Imputing ends before the third shard."""
+    real = run.write_shard
+
+    def breaking(*arguments: Any) -> None:
+        if arguments[1] == 2:
+            raise Interrupted
+        real(*arguments)
+
+    with patch.object(run, "write_shard", breaking), pytest.raises(Interrupted):
+        yield
+
+
 def test_what_was_cut_off_goes_on_to_the_same_bytes(
     trained: Trained, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +92,7 @@ def test_what_was_cut_off_goes_on_to_the_same_bytes(
         trained.impute(tmp_path / "out", tmp_path / "more")
 
 
-def test_where_it_was_cut_off_does_not_show_in_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_was_cut_off_does_not_show_in_the_last_bit(tmp_path: Path) -> None:
     """Networks that are wide enough for torch to share a product among threads, which sum in another order."""
     kinds: dict[str, Any] = {"image": Image(28, 28, hidden=(512, 512)), "label": KINDS["label"]}
     pixels = np.random.default_rng(0).integers(0, 256, (256, 28, 28))
@@ -88,35 +105,16 @@ def test_where_it_was_cut_off_does_not_show_in_the_last_bit(tmp_path: Path, monk
     torch.set_num_threads(1 if threads > 1 else 2)  # not what a new thread has by itself
     try:
         trained.impute(tmp_path / "source", tmp_path / "whole", 100_000)
-        real = run.write_shard
-
-        def breaking(*arguments: Any) -> None:
-            if arguments[1] == 2:
-                raise Interrupted
-            real(*arguments)
-
-        monkeypatch.setattr(run, "write_shard", breaking)
-        with pytest.raises(Interrupted):
+        with cut_off():
             trained.impute(tmp_path / "source", tmp_path / "out", 100_000)
-        monkeypatch.setattr(run, "write_shard", real)
         assert trained.impute(tmp_path / "source", tmp_path / "out", 100_000).written.kept == 2
     finally:
         torch.set_num_threads(threads)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_shards_of_other_settings_are_not_taken_up(
-    trained: Trained, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = run.write_shard
-
-    def breaking(*arguments: Any) -> None:
-        if arguments[1] == 2:
-            raise Interrupted
-        real(*arguments)
-
-    monkeypatch.setattr(run, "write_shard", breaking)
-    with pytest.raises(Interrupted):
+def test_shards_of_other_settings_are_not_taken_up(trained: Trained, source: Path, tmp_path: Path) -> None:
+    with cut_off():
         trained.impute(source, tmp_path / "out")
     with pytest.raises(UserError, match=r"finished shards of something else \(other values;"):
         trained.impute(source, tmp_path / "out", seed=1)
