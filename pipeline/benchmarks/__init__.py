@@ -62,6 +62,11 @@ BENCHMARKS = {
         "ranks against two processes on their own; memory at two sizes of the data.",
         ("mnist", "celeba", "ranks", "memory"),
     ),
+    "serve": Benchmark(
+        "The model of the MNIST recipe behind MLflow's server on one core: an answer's time, a hundred clients at "
+        "once, and requests of any kind. --samples is how many of these.",
+        ("mnist",),
+    ),
     "manifest": Benchmark(
         "Opening the manifest of 10 million samples in a fresh process: seconds and resident memory.", ("open",)
     ),

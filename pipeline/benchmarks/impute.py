@@ -60,7 +60,7 @@ def networks(case: str, blocks: int, samples: int, progress: Progress) -> Outcom
     total = samples or CASES[case][2]
     with one_thread(), tempfile.TemporaryDirectory() as place:
         world = distributed.start("cpu", 1)
-        settled = _made(case, Path(place), total)
+        settled = fresh_run(case, Path(place), total)
         job, out = _job(settled, Path(place)), Path(place) / "out"
 
         def ours() -> tuple[int, float]:
@@ -83,7 +83,7 @@ def ranks(blocks: int, samples: int, progress: Progress) -> Outcome:
         turns = {}
         for name, size, together in ((ALONE, total // RANKS, False), (TOGETHER, total, True)):
             place = Path(folder) / str(together)
-            crew = open_.enter_context(Crew(completing, (_made("mnist", place, size), place), RANKS, together))
+            crew = open_.enter_context(Crew(completing, (fresh_run("mnist", place, size), place), RANKS, together))
             turns[name] = _turn(crew, place, total)
         return alternate("impute", "ranks", "samples", turns, blocks, [ALONE], progress=progress)
 
@@ -103,7 +103,7 @@ def memory(blocks: int, samples: int, progress: Progress) -> Outcome:
     few = samples or CASES["mnist"][2]
     peaks: dict[int, list[float]] = {few: [], MORE * few: []}
     with tempfile.TemporaryDirectory() as folder:
-        settled = {total: _made("mnist", Path(folder) / str(total), total) for total in peaks}
+        settled = {total: fresh_run("mnist", Path(folder) / str(total), total) for total in peaks}
 
         def measured(total: int) -> tuple[int, float]:
             place = Path(folder) / str(total)
@@ -136,7 +136,7 @@ def completing(world: World, number: int, settled: Run, place: Path) -> Answers:
     return answers
 
 
-def _made(case: str, place: Path, samples: int) -> Run:
+def fresh_run(case: str, place: Path, samples: int) -> Run:
     """Data of so many pairs, and a run's checkpoint with initial weights; the run's configuration."""
     data, model, _ = CASES[case]
     made, base = corpus(data, samples), model()

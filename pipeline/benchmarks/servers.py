@@ -1,4 +1,4 @@
-"""MLflow's own server on a loopback port, and a slow way to it: for the benchmark of tracking, and for tests."""
+"""MLflow's servers on loopback ports, of a store or of a model, and a slow way to one: for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,17 +22,21 @@ START = 120.0
 class Child:
     """A server as a process group, to be killed and started again at the same address."""
 
-    def __init__(self, command: list[str], folder: Path, port: int) -> None:
+    def __init__(
+        self, command: list[str], folder: Path, port: int, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment` is added to this process's; the log goes to `folder`, which exists."""
         self.url = f"http://127.0.0.1:{port}"
-        self._command, self._folder = command, folder
+        self._command, self._folder, self._environment = command, folder, os.environ | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers. Raises RuntimeError where it does not."""
         with open(self._folder / "server.log", "ab") as output:
             self._process = subprocess.Popen(
-                self._command, stdout=output, stderr=output, start_new_session=True, cwd=self._folder
-            )
+                self._command, stdout=output, stderr=output, start_new_session=True, cwd=self._folder,
+                env=self._environment,
+            )  # fmt: skip
         deadline = time.monotonic() + START
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -48,6 +53,8 @@ class Child:
             os.killpg(self._process.pid, number)
             self._process.wait()
 
+    close = end
+
     def __enter__(self) -> Child:
         self.start()
         return self
@@ -61,6 +68,18 @@ def mlflow_server(store: str, folder: Path) -> Child:
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port)]
     return Child([*command, "--workers=1", f"--artifacts-destination={folder / 'artifacts'}"], folder, port)
+
+
+def model_server(model: Path | str, folder: Path, **environment: str) -> Child:
+    """`mlflow models serve` of a model's folder or URI, with one thread; its log goes to `folder`."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+    paths = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow calls uvicorn by its name
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return Child([*command, "--port", str(port)], folder, port, paths | environment)
 
 
 def slow_way(url: str, seconds: float, folder: Path) -> Child:

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli import main
 from modalities import Image
-from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, step, sweep
+from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, serve, step, sweep
 from pipeline.benchmarks.data import TOKENS, corpus
 from pipeline.benchmarks.harness import Turn, alternate, drawing, repeated
 
@@ -153,6 +153,19 @@ def test_the_data_are_what_the_case_says(case: str) -> None:
         np.testing.assert_array_equal(batch[7], modality.decode(members[7:8])[0])
         if not isinstance(modality, Image) and case == "text":
             assert 5 < (batch > 0).sum(1).mean() < TOKENS
+
+
+@pytest.mark.slow
+def test_a_served_model_answers_many_at_once_and_refuses_requests_of_any_kind(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "ASKED", 20)
+    (outcome,) = bench(capsys, "serve", "--samples", "500")["cases"]
+    statuses = {int(name.split()[-1]): count for name, count in outcome["figures"].items() if "status" in name}
+    assert sum(statuses.values()) == 500
+    assert set(statuses) <= {200, 400, 415}
+    assert statuses[400] > 300
+    assert 0 < outcome["figures"]["an answer, ms"] <= outcome["figures"]["99 of 100 answers, ms"]
 
 
 @pytest.mark.slow

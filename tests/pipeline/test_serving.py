@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
@@ -26,11 +21,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
-from infra.distributed import free_port
 from infra.journal import JOURNAL
 from infra.store import connect, prepare_store, runs
 from infra.tracking import sync
 from pipeline import packaging, serving
+from pipeline.benchmarks.servers import model_server
 from pipeline.config import Run
 from pipeline.corpora import prepare
 from pipeline.forms import form_of
@@ -268,34 +263,8 @@ def test_a_model_is_whole_or_not_there_and_made_once(run: Run, tmp_path: Path, m
 
 @pytest.fixture
 def server(trained: Trained, tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    address, log = f"http://127.0.0.1:{port}", tmp_path / "server.log"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", trained.model_uri, "--env-manager", "local"]
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow calls uvicorn by its name
-        "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": trained.uri, "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=tmp_path, env=environment, start_new_session=True, stdout=output,
-            stderr=output,
-        )  # fmt: skip
-    try:
-        while not answers(f"{address}/ping"):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        yield f"{address}/invocations"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        return urllib.request.urlopen(address, timeout=5).status == 200
-    except OSError:
-        return False
+    with model_server(trained.model_uri, tmp_path, MLFLOW_TRACKING_URI=trained.uri) as served:
+        yield f"{served.url}/invocations"
 
 
 def ask(address: str, body: object) -> tuple[int, Any]:
