@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from modalities import AnyModality, Image, Label, Modality
-from pipeline import manifest as manifests
 from pipeline.corpora.corpus import Corpus, Entry, Values
 from pipeline.indexing import index
 from pipeline.manifest import Described, Manifest, Shard, open_manifest
 from pipeline.rules import Rules
 from pipeline.shards import ROW, Corrupt, Reader
 from pipeline.writing import write
+from pipeline.writing.manifest import write_manifest
 from pipeline.writing.shard import encode
 
 MODALITIES: dict[str, AnyModality] = {
@@ -119,7 +119,7 @@ def bare(out: Path, instances: np.ndarray, shards: int = 1, others: int = 0) -> 
     splits = {"other": range(others), "train": range(others, len(table))}
     described = {f"m{column}": Described("cls", None) for column in range(instances.shape[1])}
     listed = [Shard(f"{number}.tar", 1024 * max(1, len(owner))) for number in range(shards + 1)]
-    manifests.write(out, "bare", described, listed, splits, keys, first, members)
+    write_manifest(out, "bare", described, listed, splits, keys, first, members)
     return open_manifest(out)
 
 
