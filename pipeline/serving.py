@@ -93,6 +93,11 @@ def _load_pyfunc(path: str) -> Completer:
     return Completer(packaging.load(Path(path)))
 
 
+def load(model: Path | str) -> mlflow.pyfunc.PyFuncModel:
+    """The model of a folder or URI, as MLflow loads it: its `predict` holds a frame to the signature."""
+    return mlflow.pyfunc.load_model(str(model))
+
+
 def save(run: Run, directory: Path, manifest: Manifest) -> Path:
     """Write the best checkpoint of a run as MLflow's model into its directory, and return the folder.
 

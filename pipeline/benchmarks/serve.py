@@ -46,15 +46,13 @@ OVER_HTTP, WITHIN = "one row over HTTP", "the same in this process"
 def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
     """Requests per second of one client at a time against the model without a server. `samples`: requests of any kind,
     FUZZED for 0. Raises UserError where one of `CLIENTS` at once gets no answer, or a correct request fails."""
-    import mlflow.pyfunc
-
     from pipeline import serving
 
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         settled = fresh_run("mnist", place, CHECKED)
         saved = serving.save(settled, place / "run", open_manifest(settled.data).reading(settled.modalities))
-        model, frame, times = mlflow.pyfunc.load_model(str(saved)), pd.DataFrame([ROW]), list[float]()
+        model, frame, times = serving.load(saved), pd.DataFrame([ROW]), list[float]()
         with _on_one_core(model_server(saved, place)) as server:
             client = Client(server.url)
             found = alternate(
