@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.benchmarks import Progress
 
@@ -175,13 +176,11 @@ def _busy_seconds() -> float:
 
 def _own_seconds() -> float:
     """Seconds of CPU that this process and its children, ended or running, have used."""
-    seconds = sum(os.times()[:4])
-    for child in multiprocessing.active_children():
-        try:
-            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    seconds, this = 0.0, psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.Error):  # it ended meanwhile: its parent's count has it
+            used = process.cpu_times()
+            seconds += used.user + used.system + used.children_user + used.children_system
     return seconds
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -62,6 +64,29 @@ def test_what_is_drawn_first_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
     turn = drawing(units(), untimed=0.95, timed=2.0)
     assert turn() == (12, pytest.approx(2.0))
     assert next(repeated(lambda: 7)) == 7
+
+
+def test_a_server_that_a_benchmark_started_is_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    spins = """
+import sys, time
+for line in sys.stdin:
+    end = time.process_time() + 0.3
+    while time.process_time() < end: pass
+    print(flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", spins], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        busy = iter([0.0, 0.3])  # nothing but the server
+        monkeypatch.setattr(harness, "_busy_seconds", lambda: next(busy))
+
+        def turn() -> tuple[int, float]:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            server.stdin.write(b"\n")
+            server.stdin.flush()
+            server.stdout.readline()
+            return 1, 0.3
+
+        assert alternate("b", "c", "rows", {"it": turn}, 1).other_cpu == pytest.approx(0, abs=0.05)
 
 
 def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
