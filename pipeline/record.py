@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -20,7 +19,7 @@ from infra.distributed import World
 from infra.errors import UserError
 from infra.journal import JOURNAL, Journal, parse, points
 from infra.store import Destination, default_uri, prepare_store
-from infra.tracking import Tracker
+from infra.tracking import Tracker, destination_in
 from infra.usage import Usage
 from pipeline import config
 from pipeline.alarms import Alarms
@@ -36,11 +35,9 @@ PACKAGES = ("pairstream", "torch", "deepspeed", "accelerate", "webdataset", "mlf
 def destination(run: Run, directory: Path, identity: str | None = None, parent: str | None = None) -> Destination:
     """Where a run's record goes: what its directory says already, else a new identity."""
     uri = run.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    file = directory / "tracking.json"
-    if file.is_file():
-        known = json.loads(file.read_text())
-        identity, parent = identity or known.get("identity"), parent or known.get("parent")
-        uri = uri or known.get("uri")  # resumed from another working directory, it is still the same run
+    if known := destination_in(directory):
+        identity, parent = identity or known.identity, parent or known.parent
+        uri = uri or known.uri  # resumed from another working directory, it is still the same run
     return Destination(
         uri=uri or default_uri(),
         experiment=run.tracking.experiment,
@@ -60,8 +57,7 @@ def settle(directory: Path, status: str) -> None:
     file = directory / JOURNAL
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     said = [record["status"] for line in lines if "status" in (record := parse(line) or {})]
-    if said and said[-1] == "RUNNING" and (directory / "tracking.json").is_file():
-        where = destination(config.load(directory / "run.json"), directory)
+    if said and said[-1] == "RUNNING" and (where := destination_in(directory)):
         Tracker(directory, where, running=False).close(status)
 
 

@@ -32,7 +32,9 @@ def test_a_killed_driver(
     def one_over_and_one_begun() -> bool:
         ledger = Ledger(sweep) if sweep.exists() else None
         over = {entry.name: ledger.outcome(entry) is not None for entry in ledger.entries} if ledger else {}
-        return any(over.values()) and any(not over[name] and checkpoints_of(sweep / name) for name in over)
+        begun = [sweep / name for name in over if not over[name]]
+        stored = any(checkpoints_of(place) and (place / SHIPPED).exists() for place in begun)  # it has a child by now
+        return any(over.values()) and stored
 
     until(one_over_and_one_begun, first)
     first.send_signal(number)
