@@ -2,6 +2,8 @@
 
 `step_N.tmp/` is filled and synced to disk, then renamed to `step_N/`: one rename makes it visible. COMPLETE.json
 inside names every file with its size and hash, so a damaged checkpoint is recognised and the one before it serves.
+Tensors are whole, so that any number of ranks goes on from them, and go in and out one by one, so that no host needs
+the memory for all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,32 @@ if TYPE_CHECKING:
 
 COMPLETE = "COMPLETE.json"
 NAME = re.compile(r"step_(\d+)")
+CHUNK = 1 << 29
+"""Bytes of tensors in a file, and in memory while it is written; a larger tensor has a file of its own."""
+
+
+class Tensors(Mapping[str, "Tensor"]):
+    """Tensors in files, by name; each is read when it is asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        from safetensors import safe_open
+
+        self._open = safe_open
+        self._file_of: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                self._file_of |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._open(self._file_of[name], "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
 
 
 @dataclass(frozen=True)
@@ -35,15 +63,9 @@ class Checkpoint:
     step: int
     meta: dict[str, Any]
 
-    def tensors(self, *groups: str) -> dict[str, Tensor]:
-        """The tensors of these groups (file names without ending), all of one dictionary; an absent group has none."""
-        from safetensors.torch import load_file
-
-        result: dict[str, Tensor] = {}
-        for group in groups:
-            if f"{group}.safetensors" in self.meta["files"]:
-                result |= load_file(self.path / f"{group}.safetensors")
-        return result
+    def tensors(self, *groups: str) -> Tensors:
+        """The tensors of these groups ("model", "optimizer"); an absent group has none."""
+        return Tensors(self.path / file for file in self.meta["files"] if file.partition(".")[0] in groups)
 
 
 class Checkpoints:
@@ -52,9 +74,9 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
-    def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Path:
-        """Write groups of tensors (each a .safetensors file) as `step_N`; older ones beyond `keep` are removed,
-        except the step that meta["best"]["step"] names.
+    def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], meta: Mapping[str, Any]) -> Path:
+        """Write tensors as `step_N`; older ones beyond `keep` are removed, except the step that meta["best"]["step"]
+        names. `model.NAME` are the weights, all others the optimizer's state.
 
         Raises UserError where the directory cannot be written or the disk is full; what was there stays.
         """
@@ -67,11 +89,11 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             files = {}
-            for group, tensors in groups.items():
-                path = partial / f"{group}.safetensors"
-                save_file(dict(tensors), path)
+            for name, chunk in _chunks(tensors):
+                path = partial / name
+                save_file(chunk, path)
                 sync_to_disk(path)
-                files[path.name] = {"bytes": path.stat().st_size, "xxh3": _hash(path)}
+                files[name] = {"bytes": path.stat().st_size, "xxh3": _hash(path)}
             complete = partial / COMPLETE
             complete.write_text(json.dumps({**meta, "step": step, "files": files}, indent=2) + "\n")
             sync_to_disk(complete)
@@ -132,6 +154,24 @@ class Checkpoints:
         for step in self.all():
             if step < newest and step not in kept and step != best:
                 shutil.rmtree(self.directory / f"step_{step}", ignore_errors=True)
+
+
+def _chunks(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Files' names, and what goes into each: fp32 copies in main memory, at most CHUNK bytes of them at a time."""
+    import torch
+
+    held: dict[str, dict[str, Tensor]] = {}
+    number, room = 1, CHUNK
+    for name, tensor in tensors:
+        if held and 4 * tensor.numel() > room:
+            yield from held.items()
+            held, number, room = {}, number + 1, CHUNK
+        group = "model" if name.startswith("model.") else "optimizer"
+        file = f"{group}.safetensors" if number == 1 else f"{group}.{number}.safetensors"
+        whole = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+        held.setdefault(file, {})[name] = whole
+        room -= whole.nbytes
+    yield from held.items()
 
 
 def _hash(path: Path) -> str:

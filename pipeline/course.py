@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import zip_longest
@@ -57,8 +57,8 @@ class Trained(Protocol):
     def module(self) -> nn.Module:
         """Called like the model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """`model.NAME`, and the optimizer's state after a first step."""
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """`model.NAME`, and the optimizer's state after a first step, tensor by tensor. Collective."""
 
 
 @dataclass
@@ -130,7 +130,6 @@ class Course:
         progress, world, manifests = self.progress, self.world, self.stream.manifests
         if progress.saved == progress.step:
             return
-        state = self.trained.state()
         meta = {
             **progress.meta(world),
             "run": config.to_dict(self.run),
@@ -139,13 +138,7 @@ class Course:
             "world_size": world.size,
             "versions": {name: version(name) for name in ("torch", "deepspeed", "accelerate")},
         }
-        failure = None
-        if world.is_main:
-            try:
-                self.checkpoints.save(progress.step, grouped(state), meta)
-            except UserError as error:
-                failure = str(error)
-        world.raise_together(failure)
+        write(self.checkpoints, progress.step, self.trained, meta, world)
         progress.saved = progress.step
 
     def end(self) -> None:
@@ -179,11 +172,17 @@ class Course:
         )  # fmt: skip
 
 
-def grouped(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What an engine gives as its state, by the files of a checkpoint."""
-    weights = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
-    groups = {"model": weights, "optimizer": {n: t for n, t in state.items() if n not in weights}}
-    return {name: tensors for name, tensors in groups.items() if tensors}
+def write(checkpoints: Checkpoints, step: int, trained: Trained, meta: Mapping[str, Any], world: World) -> None:
+    """Write a checkpoint. Collective; rank 0 writes, and a UserError there is raised on all ranks."""
+    failure, state = None, trained.state()
+    if world.is_main:
+        try:
+            checkpoints.save(step, state, meta)
+        except UserError as error:
+            failure = str(error)
+    for _ in state:  # every rank has to take part in putting tensors together, also where writing has failed
+        pass
+    world.raise_together(failure)
 
 
 def last_checkpoint(checkpoints: Checkpoints, stream: Stream, world: World) -> Checkpoint | None:

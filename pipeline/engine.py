@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from pipeline.objectives.systems import SYSTEMS, switch_step
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKETS = 8
 """Row numbers up to a micro-batch's that compiled networks tell apart."""
-State = dict[str, Tensor]
-"""Full fp32 tensors by name: `model.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`."""
+State = Mapping[str, Tensor]
+"""Whole fp32 tensors by name: `model.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`."""
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -164,29 +165,27 @@ class Engine:
         found = {id(half): single for half, single in zip(halves, singles, strict=True)}
         return {name: found[id(parameter)] for name, parameter in named.items()}
 
-    def state(self) -> State:
-        """All parameters and moments as whole fp32 CPU tensors; before a first step, the parameters alone. Collective:
-        every rank must call it."""
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters and moments, whole, one after the other; before a first step, the parameters alone. What is
+        given may be the tensor that training goes on with. Collective: every rank must take them all."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        result: State = {}
         self._link_moments()
         masters = self._masters() if self.stage == 0 else {}
         moments = MOMENTS if self.module.global_steps else ()
         for name, parameter in self._named():
             if self.stage == 0:
                 master = masters[name]
-                parts = [master, *(self._adam.state[master][moment] for moment in moments)]
+                yield f"model.{name}", master
+                for moment in moments:
+                    yield f"{moment}.{name}", self._adam.state[master][moment]
             else:
-                parts = [safe_get_full_fp32_param(parameter)]
-                parts += [safe_get_full_optimizer_state(parameter, moment) for moment in moments]
-            for kind, tensor in zip(("model", *moments), parts, strict=True):
-                result[f"{kind}.{name}"] = tensor.detach().float().cpu().clone(memory_format=torch.contiguous_format)
-        if not moments:
-            return result
-        step = next(entry["step"] for entry in self._adam.state.values() if "step" in entry)
-        result["step"] = torch.as_tensor(step).detach().float().cpu().clone().reshape(1)
-        return result
+                yield f"model.{name}", safe_get_full_fp32_param(parameter)
+                for moment in moments:
+                    yield f"{moment}.{name}", safe_get_full_optimizer_state(parameter, moment)
+        if moments:
+            step = next(entry["step"] for entry in self._adam.state.values() if "step" in entry)
+            yield "step", torch.as_tensor(step).reshape(1)
 
     def _link_moments(self) -> None:
         """ZeRO 1 and 2 link parameters to their moments once the first group has taken its first step, when the other

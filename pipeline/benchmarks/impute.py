@@ -146,7 +146,7 @@ def fresh_run(case: str, place: Path, samples: int) -> Run:
     settled = replace(base, data=str(place / "data"), modalities=kinds, objective=Objective())
     weights = {f"model.{name}": tensor for name, tensor in build(settled).state_dict().items()}
     meta = {"fingerprint": open_manifest(settled.data).fingerprint, "best": None}
-    Checkpoints(place / "run" / "checkpoints").save(settled.train.steps, {"model": weights}, meta)
+    Checkpoints(place / "run" / "checkpoints").save(settled.train.steps, weights.items(), meta)
     return settled
 
 

@@ -15,7 +15,7 @@ from pipeline.benchmarks import Progress, cases
 from pipeline.benchmarks.crew import Answers, Crew
 from pipeline.benchmarks.harness import Outcome, alternate
 from pipeline.config import Run
-from pipeline.course import grouped
+from pipeline.course import write
 from pipeline.engine import Engine
 from pipeline.progress import Vote
 from pipeline.train import build
@@ -97,7 +97,7 @@ def training(world: World, number: int, case: str, summing: bool = True) -> Answ
         if asked == "parameters":
             return 4.0 * sum(parameter.numel() for parameter in engine.module.parameters())
         if asked == "save":
-            _save(engine, number)
+            _save(engine)
             return None
         for _ in range(int(asked)):
             batch = batches[taken % BATCHES]
@@ -111,9 +111,7 @@ def training(world: World, number: int, case: str, summing: bool = True) -> Answ
     return answers
 
 
-def _save(engine: Engine, rank: int) -> None:
+def _save(engine: Engine) -> None:
     """A checkpoint, as a run writes it."""
-    state = engine.state()
-    if rank == 0:
-        with tempfile.TemporaryDirectory() as place:
-            Checkpoints(Path(place)).save(1, grouped(state), {})
+    with tempfile.TemporaryDirectory() as place:
+        write(Checkpoints(Path(place)), 1, engine, {}, engine.world)

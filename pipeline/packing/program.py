@@ -6,7 +6,7 @@ Nothing here waits for the device. Shape legend: N runs, B rows of all of them, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,17 +113,16 @@ class Program:
             self.norm_N = torch.linalg.vector_norm(self.rows.gradients_NP, dim=1)
             self.rows.gradients_NP.mul_((self._clip_N / (self.norm_N + 1e-6)).clamp_max(1.0)[:, None])
 
-    def state(self, number: int) -> dict[str, Tensor]:
+    def state(self, number: int) -> Iterator[tuple[str, Tensor]]:
         """A run's parameters and moments by name, as `Engine.state` has them."""
         whole = {"model": self.rows.values_NP[number]}
         moments = self.adam.state.get(self.rows.each[number], {})
         whole |= {kind: moments[kind] for kind in MOMENTS if moments}
-        result = {
-            f"{kind}.{name}": view.detach().float().cpu().clone(memory_format=torch.contiguous_format)
-            for kind, row_P in whole.items()
-            for name, view in self.rows.views(row_P)
-        }
-        return result | ({"step": moments["step"].detach().float().cpu().clone().reshape(1)} if moments else {})
+        for kind, row_P in whole.items():
+            for name, view in self.rows.views(row_P):
+                yield f"{kind}.{name}", view
+        if moments:
+            yield "step", moments["step"].reshape(1)
 
     def moments(self, number: int) -> dict[str, Any]:
         """What Adam knows of a run, for another program."""
@@ -134,7 +133,7 @@ class Program:
         if moments:
             self.adam.state[self.rows.each[number]] = moments
 
-    def restored(self, state: dict[str, Tensor]) -> dict[str, Any]:
+    def restored(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """The moments in a checkpoint's tensors; nothing where it was written before a first step."""
         if "step" not in state:
             return {}

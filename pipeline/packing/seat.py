@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +96,7 @@ class Seat:
             program.continue_from(number, program.restored(self._state))
         self._program, self._number, self._state = program, number, None
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Iterator[tuple[str, Tensor]]:
         """Weights and moments, as `Engine.state` names them."""
         assert self._program is not None
         return self._program.state(self._number)

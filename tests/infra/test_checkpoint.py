@@ -16,7 +16,7 @@ from tests.infra.servers import small_disk
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None) -> Path:
     meta = {"best": {"step": best}} if best else {}
-    return checkpoints.save(step, {"model": {"model.w": torch.full((3,), float(step))}}, meta)
+    return checkpoints.save(step, [("model.w", torch.full((3,), float(step)))], meta)
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
         checkpoints = Checkpoints(disk / "checkpoints")
         save(checkpoints, 1)
         with pytest.raises(UserError, match=r"step 2 could not be written to .*No space left on device"):
-            checkpoints.save(2, {"model": {"w": torch.zeros(1 << 18)}}, {})
+            checkpoints.save(2, [("model.w", torch.zeros(1 << 18))], {})
         assert checkpoints.latest()[0].step == 1  # type: ignore[union-attr]
         assert [path.name for path in checkpoints.directory.iterdir()] == ["step_1"]
 

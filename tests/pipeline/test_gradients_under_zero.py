@@ -32,7 +32,7 @@ from pipeline.stream import rows_for_rank
 from pipeline.train import _score, build
 from tests.pipeline.batches import batch_of, patterns, score
 from tests.pipeline.papers import Row, naive
-from tests.pipeline.training import APART, ROWS, STAGES, a_run, global_rows, reference_steps
+from tests.pipeline.training import APART, ROWS, STAGES, a_run, global_rows, reference_steps, whole
 from tests.ranks import Ranks
 
 Pattern = np.ndarray | None
@@ -99,7 +99,7 @@ def steps_of(run: Run, shown: list[Pattern]) -> list[Step]:
         parameter.register_hook(lambda _, name=name: reached.add(name))
     steps = []
     for number, pattern in enumerate([*shown, MIXED]):  # the last one for the weights before it
-        weights = {name.removeprefix("model."): tensor for name, tensor in engine.state().items() if "model." in name}
+        weights = {name.removeprefix("model."): tensor for name, tensor in whole(engine).items() if "model." in name}
         refs = rows_for_rank(global_rows(run, number, pattern), world.rank, world.size)
         size = len(refs.sample_B) // micro
         batches = [collate(refs[i * size : (i + 1) * size]) for i in range(micro)]

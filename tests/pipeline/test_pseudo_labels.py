@@ -34,7 +34,7 @@ from pipeline.train import _score, build
 from pipeline.writing import write
 from tests.pipeline.batches import assert_close, batch_of, counted, gradients, small_model
 from tests.pipeline.test_no_waiting import on_meta
-from tests.pipeline.training import APART, ROWS, a_run, global_rows
+from tests.pipeline.training import APART, ROWS, a_run, global_rows, whole
 from tests.ranks import Ranks
 
 KINDS = {"image": Image(3, 4, hidden=(9, 8)), "label": Label(3, hidden=(7, 6)), "other": Image(2, 3, hidden=(5, 6))}
@@ -215,7 +215,7 @@ def steps(
         losses.append(world.sum([float(terms.loss.detach())])[0] / world.size)
         shares.append(world.sum([float(terms.sums.get("pseudo.label", 0))])[0])
         engine.step(terms.loss)
-    return losses, shares, engine.state()
+    return losses, shares, whole(engine)
 
 
 @pytest.mark.parametrize(("stage", "system"), [(0, "mvae"), (3, "mvae"), (2, "svae"), (1, "mvae-moe")])

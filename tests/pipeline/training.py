@@ -73,7 +73,12 @@ def train_steps(
         losses.append(world.sum([float(loss.detach())])[0] / world.size)
         engine.enter(step)
         engine.step(loss)
-    return losses, engine.state(), f"{type(engine.module).__name__} ZeRO {engine.stage} on {world.size}"
+    return losses, whole(engine), f"{type(engine.module).__name__} ZeRO {engine.stage} on {world.size}"
+
+
+def whole(engine: Engine) -> dict[str, torch.Tensor]:
+    """The engine's state as it is now. Collective."""
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in engine.state()}
 
 
 def learnt(run: Run) -> MultimodalVAE:
