@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COMPLETE = "COMPLETE.json"
 NAME = re.compile(r"step_(\d+)")
-CHUNK = 1 << 29
+CHUNK = 1 << 28
 """Bytes of tensors in a file, and in memory while it is written; a larger tensor has a file of its own."""
 
 

@@ -1,4 +1,4 @@
-"""Accelerate in front, DeepSpeed behind: the only file that knows either of them.
+"""Accelerate in front, DeepSpeed behind: with `zero.py` the only file that knows either of them.
 
 Accelerate holds process state, device and precision; DeepSpeed, through its plugin, is the optimizer and ZeRO back
 end. Whole parameters and optimizer moments go in and out, so a run may continue on other ranks and ZeRO stages.
@@ -6,12 +6,9 @@ end. Whole parameters and optimizer moments go in and out, so a run may continue
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,26 +21,11 @@ from pipeline.gradients import gradient_norms
 from pipeline.model import MultimodalVAE
 from pipeline.objectives.plan import joint_plan
 from pipeline.objectives.systems import SYSTEMS, switch_step
+from pipeline.zero import State, backend_of, deepspeed_config, import_deepspeed, set_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKETS = 8
 """Row numbers up to a micro-batch's that compiled networks tell apart."""
-State = Mapping[str, Tensor]
-"""Whole fp32 tensors by name: `model.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`."""
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed without its start-up noise and without compiling anything."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    warnings.filterwarnings("ignore", message=".*is deprecated. Please use.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", module="deepspeed")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # On CPU DeepSpeed would compile a shared-memory all-reduce at start (a minute, and a compiler); gloo serves.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 class Engine:
@@ -54,7 +36,7 @@ class Engine:
 
     def __init__(self, model: MultimodalVAE, run: Run, world: World, state: State | None = None) -> None:
         """Collective. With `state`, weights and optimizer continue from there bit for bit."""
-        deepspeed = _import_deepspeed(world.device)
+        deepspeed = import_deepspeed(world.device)
         from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState, DistributedType
 
@@ -63,8 +45,8 @@ class Engine:
                 """Accelerate imports transformers here, for models of its own; ours need none."""
 
         self.world, self.run = world, run
-        if state is not None:  # before DeepSpeed copies and partitions them
-            model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
+        if state is not None:  # before DeepSpeed copies them
+            set_weights(model, state)
         if run.engine.compile:
             _check_compiler()
             model.compile_networks(max(1, run.train.batch // (world.size * run.engine.accumulate * BUCKETS)))
@@ -74,8 +56,8 @@ class Engine:
             cpu=False,  # True would silently train with DDP instead of DeepSpeed
             gradient_accumulation_steps=run.engine.accumulate,
             mixed_precision="bf16" if run.engine.precision == "bf16" else "no",
-            deepspeed_plugin=Plugin(hf_ds_config=_deepspeed_config(run, world)),
-            kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if world.device.type == "cuda" else "gloo")],
+            deepspeed_plugin=Plugin(hf_ds_config=deepspeed_config(run, world)),
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend_of(world))],
         )
         optimizer = torch.optim.Adam(_groups(model, run), lr=run.optim.lr, betas=run.optim.betas, fused=True)
         self._frozen = False
@@ -258,17 +240,3 @@ def _groups(model: MultimodalVAE, run: Run) -> list[dict[str, list[nn.Parameter]
         {"params": [parameter for parameter in model.parameters() if (id(parameter) in first) == single]}
         for single in (True, False)
     ]
-
-
-def _deepspeed_config(run: Run, world: World) -> dict[str, Any]:
-    micro = run.train.batch // (world.size * run.engine.accumulate)
-    return {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": run.engine.accumulate,
-        "gradient_clipping": run.optim.clip,
-        "zero_optimization": {"stage": run.engine.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": run.engine.precision == "bf16"},
-        "steps_per_print": 2**31 - 1,
-        "wall_clock_breakdown": False,
-    }

@@ -50,7 +50,9 @@ class Bank(nn.ModuleDict):
             alike.setdefault(kinds[name] if _stackable(network) else (name,), []).append(name)
         self._alike = list(alike.values())
         self._one = {
-            names[0]: copy.deepcopy(networks[names[0]]).to("meta") for names in self._alike if len(names) >= FEWEST
+            names[0]: copy.deepcopy(networks[names[0]]).to("meta")
+            for names in self._alike
+            if len(names) >= FEWEST and not _in_parts(networks[names[0]])
         }
         self._own = self._find_own()
 
@@ -79,7 +81,7 @@ class Bank(nn.ModuleDict):
 
     def _pays(self, names: Sequence[str], rows: int) -> bool:
         weight = next(self[names[0]].parameters())
-        if hasattr(weight, "ds_id"):  # ZeRO 3 gathers a network's parameters when it is called by itself
+        if _in_parts(self[names[0]]):
             return False
         width = max(layer.out_features for layer in self[names[0]].modules() if isinstance(layer, nn.Linear))
         return not weight.is_cpu or rows * width <= IN_CACHE
@@ -108,6 +110,11 @@ def _batched(one: nn.Module, stacked: dict[str, Tensor], *inputs: Tensor) -> Any
 def _stackable(network: nn.Module) -> bool:
     kinds = {type(layer) for layer in network.modules()}
     return nn.Linear in kinds and kinds <= STACKABLE
+
+
+def _in_parts(network: nn.Module) -> bool:
+    """Whether this is ZeRO 3, which gathers a network's parameters when it is called by itself."""
+    return any(hasattr(parameter, "ds_id") for parameter in network.parameters())
 
 
 class Ragged:

@@ -36,6 +36,7 @@ from pipeline.pace import Pace
 from pipeline.progress import Progress, Vote
 from pipeline.record import Record
 from pipeline.stream import Share, Stream
+from pipeline.zero import building, set_weights
 
 
 def train(
@@ -66,7 +67,8 @@ def train(
     last = last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
     record = Record(run, directory, stream.manifests, world, resume, identity, parent, last.step if last else 0)
     with Heartbeat(world, run.engine.patience) as heart, StopRequest() as stop, record:
-        model = build(run)
+        with building(run, world):
+            model = build(run)
         if weights_from and not last:
             load_weights(model, weights_from)
         engine = Engine(model, run, world, last.tensors("model", "optimizer") if last else None)
@@ -123,12 +125,10 @@ def build(run: Run) -> MultimodalVAE:
 
 def load_weights(model: MultimodalVAE, checkpoint: Checkpoint) -> None:
     """A checkpoint's weights into a model on any device. Raises UserError where they do not fit."""
-    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint.tensors("model").items()}
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"the weights of {checkpoint.path} do not fit this model: {reason}") from None
+        set_weights(model, checkpoint.tensors("model"))
+    except ValueError as error:
+        raise UserError(f"the weights of {checkpoint.path} do not fit this model: {error}") from None
 
 
 def check_world(run: Run, ranks: int) -> None:

@@ -26,6 +26,7 @@ from pipeline.progress import Progress
 from pipeline.record import Record
 from pipeline.stream import Share
 from pipeline.train import build
+from pipeline.zero import set_weights
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Seat:
             self.module = build(run)
             self._state = last.tensors("model", "optimizer") if last else None
             if self._state:
-                weights = {n.removeprefix("model."): t for n, t in self._state.items() if n.startswith("model.")}
-                self.module.load_state_dict(weights)
+                set_weights(self.module, self._state)
             self.module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.progress = Progress.of(last, world) if last else Progress()
             self.course = Course(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from infra import checkpoint
 from infra.checkpoint import Checkpoints
 from infra.errors import UserError
 from tests.infra.servers import small_disk
@@ -109,6 +113,44 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
             checkpoints.save(2, [("model.w", torch.zeros(1 << 18))], {})
         assert checkpoints.latest()[0].step == 1  # type: ignore[union-attr]
         assert [path.name for path in checkpoints.directory.iterdir()] == ["step_1"]
+
+
+def test_a_state_that_memory_cannot_hold_goes_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In files of `CHUNK` bytes; what is written is read again, and a damaged one is noticed."""
+    monkeypatch.setattr(checkpoint, "CHUNK", 64)
+    given = {f"{kind}.{n}": torch.rand(4) for n in range(5) for kind in ("model", "exp_avg")} | {
+        "exp_avg.large": torch.rand(40),  # larger than a chunk
+        "model.turned": torch.rand(2, 3).T,
+        "step": torch.ones(1),
+    }
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for name, tensor in given.items():
+            fresh = tensor.clone()
+            alive.append(weakref.ref(fresh))
+            yield name, fresh
+            del fresh
+            most = max(most, sum(one() is not None for one in alive))
+
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, tensors(), {})
+    assert most <= 1, "what was given is held"
+    files = {file.name: file for file in path.glob("*.safetensors")}
+    assert {"model.safetensors", "model.2.safetensors", "optimizer.safetensors"} < files.keys()
+    weights = {name: sum(one.nbytes for one in load_file(file).values()) for name, file in files.items()}
+    assert sorted(weights.values())[-1] == 160
+    assert all(size <= 64 for size in weights.values() if size != 160)
+    last = checkpoints.load(1)
+    both = last.tensors("model", "optimizer")
+    assert both.keys() == given.keys()
+    assert all(torch.equal(tensor, both[name]) for name, tensor in given.items())
+    assert {*last.tensors("model")} == {name for name in given if name.startswith("model.")}
+    files["model.2.safetensors"].unlink()
+    with pytest.raises(UserError, match=r"model\.2\.safetensors"):
+        checkpoints.load(1)
 
 
 def test_complete_json_names_every_file(tmp_path: Path) -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from infra import checkpoint, distributed
+from infra.checkpoint import Checkpoints
+from pipeline.benchmarks.harness import resident
+from pipeline.collate import Collator
 from pipeline.config import Run
+from pipeline.course import write
+from pipeline.engine import Engine
+from pipeline.manifest import open_manifest
 from pipeline.settings import Optim
+from pipeline.stacking import Bank
+from pipeline.stream import rows_for_rank
 from pipeline.train import build
-from tests.pipeline.training import APART, STAGES, a_run, reference_steps, train_steps
+from pipeline.zero import building, set_weights
+from tests.pipeline.training import APART, STAGES, a_run, global_rows, loss_of, reference_steps, train_steps
 from tests.ranks import Ranks
 
 
@@ -67,6 +80,65 @@ def test_state_restores_bit_for_bit(digits_dir: Path, stage: int, precision: str
     head, state, _ = train_steps(run, 0, 3)
     tail, _, _ = train_steps(run, 3, 6, state=state)
     assert head + tail == whole
+
+
+def in_parts(run: Run) -> tuple[set[int], float, float, list[str]]:
+    """On every rank: what a parameter has of itself before it is used, the shares of all that are here, and megabytes
+    that a checkpoint took beside those of its whole state; its files."""
+    world = distributed.start("cpu", 1)
+    with building(run, world):
+        model = build(run)
+    parameters = list(model.parameters())
+    whole_of, here = sum(p.ds_numel for p in parameters), sum(p.ds_tensor.numel() for p in parameters)
+    alone = {parameter.numel() for parameter in parameters}
+    engine = Engine(model, run, world)
+    refs = rows_for_rank(global_rows(run, 0), world.rank, world.size)
+    loss = loss_of(engine.module, run, Collator([open_manifest(run.data)], run.modalities)(refs), 0, run.train.batch)
+    engine.step(loss)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    before = resident()["resident"]
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "CHUNK", 1 << 22)
+        write(Checkpoints(Path(place)), 1, engine, {}, world)
+        files = [path.name for path in Path(place).glob("step_1/*")]
+    return alone, here / whole_of, (resident()["peak"] - before) / (3 * 4 * whole_of / 1e6), files
+
+
+def test_no_rank_ever_holds_the_whole_at_zero_3(ranks: Ranks, digits_dir: Path) -> None:
+    """A model that one host cannot hold: built in parts, saved tensor by tensor."""
+    run = a_run(digits_dir, **{"engine.zero_stage": 3, "modalities.top.hidden": [700] * 20})
+    for alone, share, taken, files in ranks.run(in_parts, run):
+        assert alone == {0}
+        assert share == pytest.approx(1 / 2, abs=0.01)
+        assert taken < 0.1, "a checkpoint takes the memory of the whole state"
+        assert files == [] or len(files) > 30, "a part of it for each file"
+
+
+def test_networks_in_parts_do_not_run_as_one(ranks: Ranks, digits_dir: Path) -> None:
+    assert ranks.run(together, a_run(digits_dir, **{"engine.zero_stage": 3})) == [[["0"], ["1"], ["2"], ["3"]]] * 2
+    assert ranks.run(together, a_run(digits_dir)) == [[["0", "1", "2", "3"]]] * 2
+
+
+def together(run: Run) -> list[list[str]]:
+    with building(run, distributed.start("cpu", 1)):
+        networks = {str(number): nn.Sequential(nn.Linear(2, 3), nn.ReLU()) for number in range(4)}
+        return Bank(networks, dict.fromkeys(networks, "alike")).together(dict.fromkeys(networks, 5))
+
+
+def test_weights_that_do_not_fit_change_nothing() -> None:
+    model = nn.Linear(2, 3)
+    before = {f"model.{name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for state, reason in (
+        ({"model.weight": torch.ones(3, 2)}, "bias is missing"),
+        ({**before, "model.other": torch.ones(1)}, "other is none of its parameters"),
+        ({"model.weight": torch.ones(3, 2), "model.bias": torch.ones(4)}, r"bias has the shape \(4,\), .* \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            set_weights(model, state)
+    assert all(torch.equal(before[f"model.{name}"], parameter) for name, parameter in model.named_parameters())
+    set_weights(model, {"model.weight": torch.ones(3, 2), "model.bias": torch.ones(3), "step": torch.ones(1)})
+    assert (model.weight == 1).all()
 
 
 def test_state_moves_to_another_world_size_and_stage(ranks: Ranks, digits_dir: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.pairing import view
 from pipeline.recipes import recipe
 from pipeline.stream import Refs, Share, Stream, rows_for_rank
 from pipeline.train import build
+from pipeline.zero import building
 
 STAGES = (0, 1, 2, 3)
 ROWS = 12
@@ -64,7 +65,9 @@ def train_steps(
 ) -> tuple[list[float], dict, str]:
     """On every rank: losses of the global batch, the whole state afterwards, and what DeepSpeed says it runs."""
     world = distributed.start("cpu", 1)
-    engine = Engine(build(run), run, world, state)
+    with building(run, world):
+        model = build(run)
+    engine = Engine(model, run, world, state)
     collate = Collator([open_manifest(run.data)], run.modalities)
     losses = []
     for step in range(first, last):
