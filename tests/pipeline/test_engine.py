@@ -116,14 +116,17 @@ def test_no_rank_ever_holds_the_whole_at_zero_3(ranks: Ranks, digits_dir: Path) 
 
 
 def test_networks_in_parts_do_not_run_as_one(ranks: Ranks, digits_dir: Path) -> None:
-    assert ranks.run(together, a_run(digits_dir, **{"engine.zero_stage": 3})) == [[["0"], ["1"], ["2"], ["3"]]] * 2
-    assert ranks.run(together, a_run(digits_dir)) == [[["0", "1", "2", "3"]]] * 2
+    apart = [["0"], ["1"], ["2"], ["3"]]
+    assert ranks.run(together, a_run(digits_dir, **{"engine.zero_stage": 3})) == [(apart, 0)] * 2
+    assert ranks.run(together, a_run(digits_dir)) == [([["0", "1", "2", "3"]], 1)] * 2
 
 
-def together(run: Run) -> list[list[str]]:
+def together(run: Run) -> tuple[list[list[str]], int]:
+    """Which of four networks that are alike run together, and how many copies there are for that."""
     with building(run, distributed.start("cpu", 1)):
         networks = {str(number): nn.Sequential(nn.Linear(2, 3), nn.ReLU()) for number in range(4)}
-        return Bank(networks, dict.fromkeys(networks, "alike")).together(dict.fromkeys(networks, 5))
+        bank = Bank(networks, dict.fromkeys(networks, "alike"))
+    return bank.together(dict.fromkeys(networks, 5)), len(bank._one)
 
 
 def test_weights_that_do_not_fit_change_nothing() -> None:
