@@ -32,20 +32,16 @@ CHUNK = 1 << 28
 
 
 class Tensors(Mapping[str, "Tensor"]):
-    """Tensors in files, by name; each is read when it is asked for."""
+    """Tensors in files, by name; each is read when it is asked for, also where the files are gone by then."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         from safetensors import safe_open
 
-        self._open = safe_open
-        self._file_of: dict[str, Path] = {}
-        for path in files:
-            with safe_open(path, "pt") as file:
-                self._file_of |= dict.fromkeys(file.keys(), path)
+        opened = [safe_open(path, "pt") for path in files]
+        self._file_of = {name: file for file in opened for name in file.offset_keys()}
 
     def __getitem__(self, name: str) -> Tensor:
-        with self._open(self._file_of[name], "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        tensor: Tensor = self._file_of[name].get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
