@@ -113,7 +113,7 @@ def compare(runs: Sequence[Run], steps: int = 4, atol: float = 3e-6) -> Program:
     for number, run in enumerate(runs):
         expected, model, adam = alone(run, batches[number])
         assert losses[number] == pytest.approx(expected, rel=1e-5)
-        state = program.state(number)
+        state = dict(program.state(number))
         assert float(state["step"]) == steps
         for name, parameter in model.named_parameters():
             told = {"model": parameter.detach(), **{k: adam.state[parameter][k] for k in ("exp_avg", "exp_avg_sq")}}
