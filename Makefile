@@ -35,7 +35,7 @@ test: lint
 	$(PYTEST) --dist loadfile  # tests of a file share what is costly
 
 slow: setup
-	$(PYTEST) --dist worksteal -m slow
+	$(PYTEST) --dist worksteal -m slow --durations 20
 
 # SLURM (installed where this user may), Ray's clusters and its job server, two network namespaces
 cluster-test: setup
