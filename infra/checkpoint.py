@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COMPLETE = "COMPLETE.json"
 NAME = re.compile(r"step_(\d+)")
 CHUNK = 1 << 28
-"""Bytes of tensors in a file, and in memory while it is written; a larger tensor has a file of its own."""
+"""Bytes of tensors copied to main memory at a time, and in a file; a larger tensor has a file of its own."""
 
 
 class Tensors(Mapping[str, "Tensor"]):
@@ -37,8 +37,10 @@ class Tensors(Mapping[str, "Tensor"]):
     def __init__(self, files: Iterable[Path]) -> None:
         from safetensors import safe_open
 
-        opened = [safe_open(path, "pt") for path in files]
-        self._file_of = {name: file for file in opened for name in file.offset_keys()}
+        self._file_of: dict[str, Any] = {}
+        for path in files:
+            file = safe_open(path, "pt")
+            self._file_of |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._file_of[name].get_tensor(name)
@@ -62,6 +64,13 @@ class Checkpoint:
     def tensors(self, *groups: str) -> Tensors:
         """The tensors of these groups ("model", "optimizer"); an absent group has none."""
         return Tensors(self.path / file for file in self.meta["files"] if file.partition(".")[0] in groups)
+
+    @property
+    def weights(self) -> str:
+        """A hash of the weights' files: by it is known what a model has made."""
+        files = sorted(self.meta["files"].items())
+        hashes = [str(file["xxh3"]) for name, file in files if name.partition(".")[0] == "model"]
+        return hashes[0] if len(hashes) == 1 else xxhash.xxh3_128_hexdigest(" ".join(hashes).encode())
 
 
 class Checkpoints:
@@ -88,6 +97,7 @@ class Checkpoints:
             for name, chunk in _chunks(tensors):
                 path = partial / name
                 save_file(chunk, path)
+                chunk.clear()  # the next one takes its place
                 sync_to_disk(path)
                 files[name] = {"bytes": path.stat().st_size, "xxh3": _hash(path)}
             complete = partial / COMPLETE

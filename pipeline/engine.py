@@ -7,7 +7,6 @@ end. Whole parameters and optimizer moments go in and out, so a run may continue
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 
 import torch
@@ -50,7 +49,6 @@ class Engine:
         if run.engine.compile:
             _check_compiler()
             model.compile_networks(max(1, run.train.batch // (world.size * run.engine.accumulate * BUCKETS)))
-        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             cpu=False,  # True would silently train with DDP instead of DeepSpeed
@@ -179,7 +177,12 @@ class Engine:
 
     def _restore_optimizer(self, state: State) -> None:
         """Give Adam its moments back. The optimizer has no state before a first step, so one of size 0 is taken."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
         rates = [group["lr"] for group in self._adam.param_groups]
         for group in self._adam.param_groups:
@@ -197,6 +200,11 @@ class Engine:
                     masters[name].copy_(tensors[0])
                     for moment, tensor in zip(MOMENTS, tensors[1:], strict=True):
                         self._adam.state[masters[name]][moment].copy_(tensor)
+            elif self.stage == 3:  # what takes whole ones there fails where ranks do not divide their size
+                part, *parts = (self._part(tensor) for tensor in tensors)
+                safe_set_local_fp32_param(parameter, part)
+                for moment, part in zip(MOMENTS, parts, strict=True):
+                    safe_set_local_optimizer_state(parameter, part, moment)
             else:
                 safe_set_full_fp32_param(parameter, tensors[0])
                 for moment, tensor in zip(MOMENTS, tensors[1:], strict=True):
@@ -205,6 +213,11 @@ class Engine:
             if "step" in entry:
                 # a clone for each parameter: Adam counts in place
                 entry["step"] = state["step"].reshape(()).to(torch.as_tensor(entry["step"]).device, copy=True)
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        """This rank's, at ZeRO 3: the ranks' are equally long, the last one padded."""
+        padded = nn.functional.pad(tensor.flatten(), (0, -tensor.numel() % self.world.size))
+        return padded.chunk(self.world.size)[self.world.rank]
 
     def _rehearsal(self) -> Tensor:
         """A loss of zero that leads to every parameter: the model on a batch in which nothing is present."""

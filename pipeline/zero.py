@@ -22,6 +22,7 @@ State = Mapping[str, Tensor]
 def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed without its start-up noise and without compiling anything."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", "0")  # a process without a launcher; DeepSpeed asks for it
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use.*", category=FutureWarning)
     warnings.filterwarnings("ignore", module="deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -49,7 +50,6 @@ def building(run: Run, world: World) -> AbstractContextManager[None]:
     init: AbstractContextManager[None] = Init(
         config_dict_or_path=deepspeed_config(run, world),
         tensor_overrides=[],  # drawn in fp32 and in main memory, initial weights are the same at every stage
-        mem_efficient_linear=False,  # it would take the place of torch's for the whole process
     )
     return init
 

@@ -32,7 +32,7 @@ STEPS = 100
 PACKED = f"{TRIALS} packed trials"
 IMPORTS = (
     "import torch, accelerate, mlflow, pipeline.train, pipeline.pictures; "
-    "from pipeline.engine import _import_deepspeed; _import_deepspeed(torch.device('cpu'))"
+    "from pipeline.zero import import_deepspeed; import_deepspeed(torch.device('cpu'))"
 )
 
 

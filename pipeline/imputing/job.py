@@ -86,7 +86,7 @@ def prepared(run: Run, directory: Path, checkpoint: Checkpoint, data: str, setti
         files = _of_training(run, manifest) | files
     tracked = destination_in(directory)
     identity = tracked.identity if tracked else directory.resolve().name
-    maker = Maker(str(checkpoint.meta["files"]["model.safetensors"]["xxh3"]), identity, checkpoint.step)
+    maker = Maker(checkpoint.weights, identity, checkpoint.step)
     return Job(run, checkpoint, manifest, settings, _stored(run, manifest), maker, files, notes)
 
 

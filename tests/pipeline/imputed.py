@@ -92,7 +92,7 @@ class Trained:
         self.model = lively(self.run)
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         meta = {"fingerprint": open_manifest(source).fingerprint, "best": None}
-        Checkpoints(place / "checkpoints").save(self.run.train.steps, {"model": weights}, meta)
+        Checkpoints(place / "checkpoints").save(self.run.train.steps, weights.items(), meta)
 
     @property
     def checkpoint(self) -> Checkpoint:

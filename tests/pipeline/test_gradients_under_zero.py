@@ -30,6 +30,7 @@ from pipeline.objectives.systems import SYSTEMS
 from pipeline.settings import Objective
 from pipeline.stream import rows_for_rank
 from pipeline.train import _score, build
+from pipeline.zero import building
 from tests.pipeline.batches import batch_of, patterns, score
 from tests.pipeline.papers import Row, naive
 from tests.pipeline.training import APART, ROWS, STAGES, a_run, global_rows, reference_steps, whole
@@ -77,7 +78,8 @@ class Step:
 def steps_of(run: Run, shown: list[Pattern]) -> list[Step]:
     """Training as `train` does it, looked at from inside. Runs on every rank."""
     world = distributed.start("cpu", 1)
-    model = build(run)
+    with building(run, world):
+        model = build(run)
     engine = Engine(model, run, world)
     from deepspeed.utils import safe_get_full_grad
 

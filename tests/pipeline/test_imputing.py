@@ -49,7 +49,7 @@ def test_marks_say_whose_work_it_is(trained: Trained, source: Path, tmp_path: Pa
     for mark in marks(tmp_path / "out"):
         assert mark["run"] == "run"
         assert mark["step"] == trained.run.train.steps
-        assert mark["model"] == trained.checkpoint.meta["files"]["model.safetensors"]["xxh3"]
+        assert mark["model"] == trained.checkpoint.weights
         assert 0 <= mark["spread"] <= 1
         assert mark["log_weight_variance"] > 0
     told = about(open_manifest(tmp_path / "out"))
@@ -87,7 +87,7 @@ def test_a_model_that_diverged_fills_in_nothing(trained: Trained, source: Path, 
 
     weights = {f"model.{name}": tensor for name, tensor in trained.model.state_dict().items()}
     Checkpoints(trained.directory / "checkpoints").save(
-        trained.run.train.steps, {"model": weights}, {"fingerprint": "", "best": None}
+        trained.run.train.steps, weights.items(), {"fingerprint": "", "best": None}
     )
     result = trained.impute(source, tmp_path / "out")
     assert result.doubtful["image"] > 0

@@ -27,7 +27,7 @@ ALBUM = ["cross_generations.png", "cross_samples.png", "prior.png", "conditional
 def saved(run: Run, directory: Path) -> Path:
     """What training leaves of a run whose weights are still the initial ones."""
     weights = {f"model.{name}": tensor for name, tensor in build(run).state_dict().items()}
-    Checkpoints(directory / "checkpoints").save(2, {"model": weights}, {})
+    Checkpoints(directory / "checkpoints").save(2, weights.items(), {})
     journal = Journal(directory)
     for step in (1, 2):
         journal.metrics(step, {"train/elbo": -100.0 + step, "val/elbo": -99.0, "val/accuracy/label_given_top": 0.5})

@@ -32,6 +32,7 @@ from pipeline.settings import Objective
 from pipeline.stream import rows_for_rank
 from pipeline.train import _score, build
 from pipeline.writing import write
+from pipeline.zero import building
 from tests.pipeline.batches import assert_close, batch_of, counted, gradients, small_model
 from tests.pipeline.test_no_waiting import on_meta
 from tests.pipeline.training import APART, ROWS, a_run, global_rows, whole
@@ -206,7 +207,8 @@ def steps(
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """On every rank: losses, shares of pseudo-labels, and the whole state. `labels`: read the rows from there."""
     world = distributed.start("cpu", 1)
-    model = build(run)
+    with building(run, world):
+        model = build(run)
     engine, losses, shares = Engine(model, run, world, state), [], []
     collate = Collator([open_manifest(labels or run.data)], run.modalities)
     for step in range(first, last):
