@@ -148,7 +148,7 @@ def cancel(arguments: list[str]) -> int:
         words = "ended"
         backend(record["backend"]).cancel(record, directory)
         while alive(directory) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.5)
     job = look(directory)
     if alive(directory):
         words = f"was told to stop, and has not yet ended after {options.timeout:g} s"

@@ -47,7 +47,7 @@ def planned(inner: list[str], target: str, options: Cluster, sees: Callable[[str
         check(out is not None or "--resume" not in inner, "--resume: name the run that is to go on with --out DIR")
         if out is None:
             words += ["--out", str(RUNS / name)]
-    nodes, ranks, paths = 1, 1, []
+    nodes, ranks, paths, run = 1, 1, list[str](), None
     if inner[0] == "train":
         from jobs.train import read
         from pipeline.train import check_world
@@ -61,7 +61,13 @@ def planned(inner: list[str], target: str, options: Cluster, sees: Callable[[str
         )
         nodes, ranks = options.nodes, options.per_node
         check_world(train.run, nodes * ranks)
-        paths = [place for place in (train.run.data, *dict(train.run.mixed())) if not is_remote(place)]
+        run = train.run
+    elif inner[0] == "sweep":
+        from jobs.sweep import read as read_sweep
+
+        run = read_sweep(words[1:]).options.run
+    if run:
+        paths = [place for place in (run.data, *dict(run.mixed())) if not is_remote(place)]
     warnings = [line for path in [*paths, str(RUNS)] for line in sees(path)]
     return Job(name, (RECORDS / name).absolute(), tuple(words), nodes, ranks, tuple(dict.fromkeys(warnings)))
 

@@ -34,8 +34,9 @@ def name_of(code: int | None) -> str:
     return {0: "finished", REQUEUE: "preempted", None: "killed"}.get(code, "failed")
 
 
-def follow_files(logs: Sequence[Path], alive: Callable[[], bool]) -> None:
-    """Print files that may still grow, to their ends; of several, what each says below the name of its directory."""
+def follow_files(logs: Sequence[Path], alive: Callable[[], bool], pace: float = 0.2) -> None:
+    """Print files that may still grow, to their ends; of several, what each says below the name of its directory.
+    `pace`: seconds between two looks."""
     with ExitStack() as stack:
         files = {log: stack.enter_context(log.open("rb")) for log in logs}
         running, last = True, None
@@ -49,4 +50,4 @@ def follow_files(logs: Sequence[Path], alive: Callable[[], bool]) -> None:
                 shutil.copyfileobj(file, sys.stdout.buffer)
                 sys.stdout.flush()
                 last = log
-            time.sleep(0.2 if running else 0)
+            time.sleep(pace if running else 0)

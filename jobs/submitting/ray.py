@@ -33,7 +33,8 @@ class Options(Cluster):
 
 
 def plan(inner: list[str], options: Options) -> Job:
-    job = planned(inner, "ray", options, seen_from_nodes)
+    words = ["--ray", "auto"] if inner[:1] == ["sweep"] and "--ray" not in inner else []
+    job = planned([*inner, *words], "ray", options, seen_from_nodes)
     require(
         job.nodes == 1,
         f"--nodes {job.nodes}: Ray starts a training on one node; take slurm or kubernetes for several (a sweep "
@@ -45,8 +46,6 @@ def plan(inner: list[str], options: Options) -> Job:
 def render(job: Job, options: Options) -> str:
     """The entry point, as the cluster's shell gets it."""
     words = list(job.command)
-    if words[0] == "sweep" and "--ray" not in words:
-        words += ["--ray", "auto"]
     if job.ranks > 1:
         words += ["--ranks", str(job.ranks)]
     task = [options.python or sys.executable, "-m", "jobs.submitting.process", "ray", str(job.directory), *words]

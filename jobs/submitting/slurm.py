@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, nearest
-from infra.storage import is_remote
 from jobs.submitting import LOG, Job, State
 from jobs.submitting.checks import planned, seen_from_nodes
 from jobs.submitting.files import ended, exit_code, follow_files
@@ -28,6 +28,8 @@ from pipeline.settings import check as require
 SCRIPT = "job.sh"
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 """States of SLURM in which a job has not begun, or not again."""
+PACE = 2.0
+"""Seconds between two questions to SLURM's controller."""
 FINAL = (0, UserError.code)
 """Exit codes after which no job is queued again."""
 STATES = ("running", "queued", "failed", "preempted", "killed", "finished")
@@ -71,14 +73,10 @@ def plan(inner: list[str], options: Options) -> Job:
     job = planned([*inner, *words], "slurm", options, sees)
     from jobs.sweep import read
 
-    sweep = read(list(job.command[1:])).plan
-    places = [place for place in (sweep.run.data, *dict(sweep.run.mixed())) if not is_remote(place)]
-    warnings = [*job.warnings, *(line for place in places for line in sees(place))]
-    if options.array > sweep.total:
-        warnings.append(
-            f"--array {options.array}: the sweep has {sweep.total} trials, the other tasks find nothing to do"
-        )
-    return replace(job, tasks=options.array, warnings=tuple(dict.fromkeys(warnings)))
+    total, warnings = read(list(job.command[1:])).plan.total, list(job.warnings)
+    if options.array > total:
+        warnings.append(f"--array {options.array}: the sweep has {total} trials, the other tasks find nothing to do")
+    return replace(job, tasks=options.array, warnings=tuple(warnings))
 
 
 def render(job: Job, options: Options) -> str:
@@ -144,7 +142,7 @@ def state(record: dict[str, Any], directory: Path) -> State:
     """SLURM is asked first: what has written its exit code may be in the queue again. What has ended it forgets."""
     places = _places(directory, record.get("array", 0))
     try:
-        said = _ask("squeue", "--noheader", "--array", "--jobs", record["id"], "--format=%K %T").splitlines()
+        said = _queued(record["id"])
     except UserError as error:
         if "Invalid job id" not in str(error) and any(exit_code(place) not in FINAL for place in places):
             return State("unknown")
@@ -156,9 +154,22 @@ def state(record: dict[str, Any], directory: Path) -> State:
     return _together([there.get(place.name) or ended(place) for place in places])
 
 
+def _queued(number: str) -> list[str]:
+    """The tasks of a job that are in the queue, "INDEX STATE" each. A controller that has much to do is asked again."""
+    squeue = ("squeue", "--noheader", "--array", "--jobs", number, "--format=%K %T")
+    for wait in (1.0, PACE):
+        try:
+            return _ask(*squeue).splitlines()
+        except UserError as error:
+            if "Invalid job id" in str(error):
+                raise
+            time.sleep(wait)
+    return _ask(*squeue).splitlines()
+
+
 def logs(record: dict[str, Any], directory: Path, follow: bool) -> None:
     files = [place / LOG for place in _places(directory, record.get("array", 0))]
-    follow_files(files, lambda: follow and state(record, directory).alive)
+    follow_files(files, lambda: follow and state(record, directory).alive, PACE)
 
 
 def cancel(record: dict[str, Any], directory: Path) -> None:

@@ -138,25 +138,30 @@ def _train(run: config.Run, directory: Path, setting: Setting, retries: int) -> 
         why = (directory / WHY).read_text().strip() if (directory / WHY).is_file() else "was lost with its process"
         end(directory, Outcome("failed", 0, error=f"{why}, {attempts} times"))
         return _say(directory, "failed")
-    (directory / OUTCOME).unlink(
-        missing_ok=True
-    )  # first: who sees no attempt left, and this, would take it for the end
-    write_whole(directory / ATTEMPTS, f"{attempts + 1}\n")
-    if attempts:
-        _say(directory, f"{'has failed' if outcome else 'was lost with its process'}: begun anew")
+    (directory / OUTCOME).unlink(missing_ok=True)  # first: who saw no attempt left, and this, would call it the end
     try:
-        outcome = work(run, directory, setting)
-        if outcome is None:
-            raise SystemExit(REQUEUE)
+        write_whole(directory / ATTEMPTS, f"{attempts + 1}\n")
+        if attempts:
+            _say(directory, f"{'has failed' if outcome else 'was lost with its process'}: begun anew")
+        outcome = _outcome(run, directory, setting)
+        end(directory, outcome)
     except SystemExit:  # told to stop, which is nobody's failure
         write_whole(directory / ATTEMPTS, f"{attempts}\n")
         raise
+    return _say(directory, "failed" if outcome.error else "done")
+
+
+def _outcome(run: config.Run, directory: Path, setting: Setting) -> Outcome:
+    """How a training ended. Raises SystemExit where it was told to stop."""
+    try:
+        outcome = work(run, directory, setting)
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
-        outcome = Outcome("failed", 0, error=sentence(error))
-    end(directory, outcome)
-    return _say(directory, "failed" if outcome.error else "done")
+        return Outcome("failed", 0, error=sentence(error))
+    if outcome is None:
+        raise SystemExit(REQUEUE)
+    return outcome
 
 
 def _conclude(directory: Path, command: str) -> tuple[list[str], Ended | None]:
@@ -164,10 +169,11 @@ def _conclude(directory: Path, command: str) -> tuple[list[str], Ended | None]:
     since all were over, and what came of the sweep."""
     with training_lock(directory).acquire(timeout=WAIT):
         names = [entry.name for entry in Ledger(directory).entries]
-        begun = [name for name in names if not (directory / name / OUTCOME).is_file()]
+        outcomes = {name: outcome_in(directory / name) for name in names}
+        begun = [name for name, outcome in outcomes.items() if outcome is None]
         if begun:
             return begun, None
-        digest = hashlib.sha256(b"".join((directory / name / OUTCOME).read_bytes() for name in names)).hexdigest()
+        digest = hashlib.sha256(repr(outcomes).encode()).hexdigest()
         known = directory / CONCLUDED
         if known.is_file() and known.read_text().strip() == digest:
             return [], None

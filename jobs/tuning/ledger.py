@@ -80,8 +80,10 @@ class Ledger:
 
 def outcome_in(directory: Path) -> Outcome | None:
     """What a trial's directory says of its end."""
-    file = directory / OUTCOME
-    return Outcome(**json.loads(file.read_text())) if file.is_file() else None
+    try:
+        return Outcome(**json.loads((directory / OUTCOME).read_text()))
+    except FileNotFoundError:  # asked first, it might be gone by now: another process tries a failed trial again
+        return None
 
 
 def end(directory: Path, outcome: Outcome) -> None:

@@ -17,6 +17,7 @@ from jobs.tuning.ledger import Ledger, best_so_far
 from jobs.tuning.written import save
 from pipeline import config
 from pipeline.recipes.sweep import Sweep
+from pipeline.settings import check
 from pipeline.sweep_table import Baseline, Trial, best_trials, draw, show, write_csv
 
 if TYPE_CHECKING:
@@ -88,6 +89,12 @@ def at_work(directory: Path, joined: bool) -> Iterator[None]:
                 f"{directory}: other processes are at work on this sweep; "
                 + ("they do not share it: wait until they end" if joined else "share it with --join, or wait")
             ) from None
+        except OSError as error:
+            check(
+                not joined,
+                f"{directory}: its file system has no locks ({error.strerror}), by which processes share a sweep; "
+                "choose another --out, or leave --join away",
+            )
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +31,10 @@ def ending_when_stalled(directory: Path, minutes: float) -> Iterator[Callable[[i
     def watch() -> None:
         while not over.wait(min(1.0, 6 * minutes)):
             if time.monotonic() - last > 60 * minutes:
+                why = f"has taken no step for {minutes:g} minutes (--stall)"
+                print(f"trial {directory.name} {why}: its process ends with it", file=sys.stderr, flush=True)
                 try:
-                    write_whole(directory / WHY, f"has taken no step for {minutes:g} minutes (--stall)\n")
+                    write_whole(directory / WHY, why + "\n")
                 finally:  # on a full disk too
                     os._exit(LOST)
 

@@ -94,9 +94,12 @@ class Client:
         except (OSError, HTTPException):  # it may have closed the connection after the last request
             self._connection.close()
             self._connection = HTTPConnection(self.host, timeout=120)
+        try:
             self._connection.request("POST", "/invocations", body, {"Content-Type": kind})
             answer = self._connection.getresponse()
             return answer.status, answer.read()
+        except (OSError, HTTPException) as error:
+            raise UserError(f"the server at {self.host} gave no answer: {error or type(error).__name__}") from None
 
     def correct(self) -> None:
         """Raises UserError where a correct request is not answered as it should be."""

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from infra.distributed import free_port
+from infra.errors import UserError
 
 START = 120.0
 """Seconds within which a server must answer."""
@@ -31,7 +32,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers. Raises RuntimeError where it does not."""
+        """Start it, and wait until it answers. Raises UserError where it does not."""
         with open(self._folder / "server.log", "ab") as output:
             self._process = subprocess.Popen(
                 self._command, stdout=output, stderr=output, start_new_session=True, cwd=self._folder,
@@ -45,7 +46,7 @@ class Child:
             except OSError:
                 time.sleep(0.1)
         self.end()
-        raise RuntimeError(f"no server: {(self._folder / 'server.log').read_text()[-2000:]}")
+        raise UserError(f"no server: {(self._folder / 'server.log').read_text()[-2000:]}")
 
     def end(self, number: int = signal.SIGKILL) -> None:
         """End it, with its workers, as a machine that goes down does."""

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.disk import sync_to_disk
 from pipeline.manifest import Manifest
 
 NAME = "imputed.parquet"
@@ -88,6 +89,7 @@ class Marks:
         path.parent.mkdir(exist_ok=True)
         temporary = partial / f"{shard}.marks.{os.getpid()}.tmp"
         pq.write_table(table, temporary)
+        sync_to_disk(temporary)  # the shard that it belongs to is taken for whole once that is there
         os.replace(temporary, path)
 
 

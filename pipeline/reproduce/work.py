@@ -24,6 +24,7 @@ from pipeline.config import Run
 from pipeline.evaluate.run import STUDIES, Study, Which, checkpoint_of, chosen_by, evaluate_run, evaluation_file
 from pipeline.evaluate.scored import Scored
 from pipeline.manifest import open_manifest
+from pipeline.record import training_lock
 from pipeline.reproduce.archive import archived, directory_of
 from pipeline.settings import Precision
 
@@ -185,6 +186,9 @@ class Trained(Work):
         from pipeline.train import train
 
         directory = self.directory(root)
+        directory.mkdir(parents=True, exist_ok=True)
+        with training_lock(directory).acquire(timeout=-1):
+            pass  # of two pieces of work that need it, the second one waits
         if self.share(root) < 1:
             result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
             if result.status == "preempted":

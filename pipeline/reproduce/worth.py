@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,15 +73,15 @@ class Completed(Work):
         directory, run = self.trained.directory(root), self.run
         world = distributed.start(run.engine.device, run.engine.threads)
         settings = Settings(only=(run.modalities[self.label].member(self.label),), pairing=run.pairing)
-        with tempfile.TemporaryDirectory(dir=root) as place:
-            data = Path(place) / "data"
-            impute(prepared(run, directory, checkpoint_of(directory, "best"), run.data, settings), data, world)
-            completed = replace(run, data=str(data), pairing=Pairing())
-            manifest = open_manifest(data)
-            # rows that show one modality each are two for a sample: fewer epochs of more rows
-            epochs = self.epochs * len(open_manifest(run.data).split("train")) / len(manifest.split("train"))
-            found = network(manifest, [completed], self.label, GIVEN, "test", max(1, round(epochs)))
+        data = root / self.key / "data"
+        impute(prepared(run, directory, checkpoint_of(directory, "best"), run.data, settings), data, world)
+        completed = replace(run, data=str(data), pairing=Pairing())
+        manifest = open_manifest(data)
+        # rows that show one modality each are two for a sample: fewer epochs of more rows
+        epochs = self.epochs * len(open_manifest(run.data).split("train")) / len(manifest.split("train"))
+        found = network(manifest, [completed], self.label, GIVEN, "test", max(1, round(epochs)))
         self._keep(root / self.key, [{metric_name(self.label, (GIVEN,)): score} for score in found])
+        shutil.rmtree(data)
 
 
 def worth(extent: Extent) -> list[Cell]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infra.errors import UserError
 from jobs.cli import main
 from modalities import Image
 from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, serve, step, sweep
@@ -162,6 +163,11 @@ def test_every_case_of_the_stream(capsys: pytest.CaptureFixture[str], monkeypatc
     outcomes = bench(capsys, "stream", "--samples", "1100")["cases"]
     assert [outcome["case"] for outcome in outcomes] == list(BENCHMARKS["stream"].cases)
     assert all(len(outcome["ratios"]) == 4 for outcome in outcomes)
+
+
+def test_a_server_that_is_gone_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"the server at 127\.0\.0\.1:9 gave no answer: .*refused"):
+        serve.Client("http://127.0.0.1:9").correct()
 
 
 @pytest.mark.parametrize("case", BENCHMARKS["stream"].cases)

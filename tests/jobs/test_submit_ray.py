@@ -109,8 +109,13 @@ def test_no_server_and_several_nodes_are_sentences(
     assert not Path("runs").exists()
 
 
-def test_entry_point_is_shown_whole(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_is_shown_whole(
+    capsys: Capture, tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = answer(capsys, "ray", "--dry-run", "--json", "--", "sweep", "digits", "--out", "runs/a b")["submits"]
+    sweep = ["sweep", "digits", "--data", str(digits_dir), "--out", "runs/a b"]
+    shown = answer(capsys, "ray", "--dry-run", "--json", "--", *sweep)["submits"]
     assert shown.startswith(f"cd {tmp_path} && exec ")
-    assert shown.endswith("sweep digits --out 'runs/a b' --ray auto")
+    assert shown.endswith(f"sweep digits --data {digits_dir} --out 'runs/a b' --ray auto")
+    assert main(["submit", "ray", "--dry-run", "--", *sweep, "--join"]) == 2
+    assert "leave --pack, --ranks, --ray, --hours and --gpus away" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import yaml
 from infra.allocation import ranks_of_srun
 from infra.distributed import free_port
 from jobs.cli import main
+from jobs.submitting import slurm
 from jobs.submitting.process import continued
 from jobs.submitting.site import seconds
 from tests.jobs.clusters import Capture, Place, answer, refused
@@ -53,9 +54,9 @@ def test_sbatch_script_says_what_was_asked_for(capsys: Capture, place: Place, tr
     assert warned in "".join(shown["warnings"])
 
 
-def test_job_without_ranks_is_one_task_with_all_cores(capsys: Capture, place: Place) -> None:
-    words = ["slurm", "--dry-run", "--json", "--nodes", "4", "--ranks", "8", "--cpus", "2", "--", "sweep", "digits"]
-    shown = answer(capsys, *words)
+def test_job_without_ranks_is_one_task_with_all_cores(capsys: Capture, place: Place, digits_dir: Path) -> None:
+    words = ["slurm", "--dry-run", "--json", "--nodes", "4", "--ranks", "8", "--cpus", "2", "--"]
+    shown = answer(capsys, *words, "sweep", "digits", "--data", str(digits_dir))
     asked = directives(shown["submits"])
     assert (asked["nodes"], asked["ntasks-per-node"], asked["cpus-per-task"]) == ("1", "1", "16")
     assert "OMP_NUM_THREADS" not in shown["submits"]
@@ -141,6 +142,35 @@ def test_refused_before_anything_is_sent(capsys: Capture, place: Place, train: l
 
 def test_missing_schedulers_are_sentences(capsys: Capture, place: Place) -> None:
     assert "there is no sbatch; submit from a login node" in refused(capsys, "slurm", "--", "recipes")
+
+
+def test_a_sweep_that_cannot_work_is_refused_before_anything_is_sent(
+    capsys: Capture, place: Place, digits_dir: Path
+) -> None:
+    place.command("sbatch", "echo 17")
+    sweep = ["--", "sweep", "digits", "--data"]
+    assert "nowhere does not exist" in refused(capsys, "slurm", *sweep, "nowhere")
+    with pytest.raises(SystemExit) as wrong:
+        main(["submit", "slurm", *sweep, str(digits_dir), "--nonsense", "1"])
+    assert wrong.value.code == 2
+    assert "--nonsense" in capsys.readouterr().err
+    assert place.called == []
+
+
+def test_a_controller_that_is_busy_is_asked_again(
+    capsys: Capture, place: Place, train: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer that fails is not the end of a job."""
+    place.command("sbatch", "echo 17")
+    busy = place.path / "busy"
+    once = f'if /bin/rm "{busy}" 2> /dev/null; then echo "Socket timed out" >&2; exit 1; fi'
+    place.command("squeue", f"{once}; echo N/A RUNNING")
+    job = answer(capsys, "slurm", "--json", *train)["job"]
+    waited: list[float] = []
+    monkeypatch.setattr(slurm.time, "sleep", waited.append)
+    busy.touch()
+    assert answer(capsys, "status", job, "--json")["state"] == "running"
+    assert [wait for wait in waited if wait >= 1] == [1.0]
 
 
 def test_slurm_is_asked_and_believed(capsys: Capture, place: Place, train: list[str]) -> None:

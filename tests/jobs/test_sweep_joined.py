@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -199,6 +201,33 @@ def test_told_to_stop_it_gives_the_attempt_back(shared: Callable[..., Joined], t
         assert (outcome_in(place) is not None) == over
     assert not places(tmp_path / SWEEP)[1].exists(), "it took another trial"
     with FileLock(place / CLAIM).acquire(timeout=0):
+        pass
+
+
+def test_told_to_stop_as_it_writes_the_outcome_it_gives_the_attempt_back(
+    shared: Callable[..., Joined], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_: object) -> None:
+        raise SystemExit(REQUEUE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(joined, "end", told)
+        with pytest.raises(SystemExit):
+            shared(lambda k: DONE)
+    assert (places(tmp_path / SWEEP)[0] / ATTEMPTS).read_text() == "0\n"
+    ended = shared(lambda k: DONE, retries=0).ended
+    assert ended
+    assert not ended.failed
+
+
+def test_without_locks_nothing_is_shared_and_a_driver_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(UserError, match=r"no locks .* choose another --out"):
+        at_work(tmp_path, joined=True).__enter__()
+    with at_work(tmp_path, joined=False):
         pass
 
 

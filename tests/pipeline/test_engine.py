@@ -115,6 +115,14 @@ def test_no_rank_ever_holds_the_whole_at_zero_3(ranks: Ranks, digits_dir: Path) 
         assert files == [] or len(files) > 30, "a part of it for each file"
 
 
+def test_a_process_without_a_launcher_trains_at_zero_3(digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    losses, _, what = train_steps(a_run(digits_dir, **{"engine.zero_stage": 3}), 0, 1)
+    assert len(losses) == 1
+    assert what == "DeepSpeedEngine ZeRO 3 on 1"
+
+
 def test_networks_in_parts_do_not_run_as_one(ranks: Ranks, digits_dir: Path) -> None:
     apart = [["0"], ["1"], ["2"], ["3"]]
     assert ranks.run(together, a_run(digits_dir, **{"engine.zero_stage": 3})) == [(apart, 0)] * 2
