@@ -1,6 +1,7 @@
 """Checkpoints that exist whole or not at all.
 
-`step_N.tmp/` is filled and synced to disk, then renamed to `step_N/`: one rename makes it visible. COMPLETE.json
+`step_N.tmp/` is filled and synced to disk, then renamed to `step_N/`: one rename makes it visible, and one to
+`step_N.gone/` invisible before its files are removed. COMPLETE.json
 inside names every file with its size and hash, so a damaged checkpoint is recognised and the one before it serves.
 Tensors are whole, so that any number of ranks goes on from them, and go in and out one by one, so that no host needs
 the memory for all of them.
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +93,7 @@ class Checkpoints:
         final = self.directory / f"step_{step}"
         partial = final.with_name(final.name + ".tmp")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._tidy()
             partial.mkdir(parents=True)
             files = {}
             for name, chunk in _chunks(tensors):
@@ -104,7 +106,8 @@ class Checkpoints:
             complete.write_text(json.dumps({**meta, "step": step, "files": files}, indent=2) + "\n")
             sync_to_disk(complete)
             sync_to_disk(partial)
-            shutil.rmtree(final, ignore_errors=True)  # the same step of an earlier attempt
+            if final.exists():  # the same step of an earlier attempt
+                os.replace(final, final.with_name(final.name + ".gone"))
             os.replace(partial, final)
             sync_to_disk(self.directory)
         except (OSError, SafetensorError) as error:
@@ -159,7 +162,14 @@ class Checkpoints:
         kept = [step for step in self.all() if step <= newest][-self.keep :]
         for step in self.all():
             if step < newest and step not in kept and step != best:
-                shutil.rmtree(self.directory / f"step_{step}", ignore_errors=True)
+                with suppress(OSError):
+                    os.replace(self.directory / f"step_{step}", self.directory / f"step_{step}.gone")
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what no name makes visible any more, or not yet: of this attempt, or of one that was killed."""
+        for path in self.directory.glob("step_*.*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _chunks(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:

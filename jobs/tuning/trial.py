@@ -241,7 +241,11 @@ def _take_over(reporter: Reporter, cell: Mapping[str, Any]) -> None:
             time.sleep(1)
     else:
         return
-    shutil.rmtree(mine, ignore_errors=True)
+    gone = directory / "checkpoints.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if mine.exists():
+        mine.rename(gone)
     fresh.rename(mine)
+    shutil.rmtree(gone, ignore_errors=True)
     reporter.told = replace(reporter.told, changed=dict(cell))
     reporter.save()

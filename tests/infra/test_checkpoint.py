@@ -58,6 +58,31 @@ def test_nothing_is_visible_before_the_rename(tmp_path: Path, monkeypatch: pytes
     assert checkpoints.all() == [1, 2]
 
 
+def test_kill_9_in_removing_leaves_only_whole_ones_in_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is older than those to be kept, and of the same step of an earlier attempt."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(path: Path, **_: object) -> None:
+        next(file for file in sorted(Path(path).iterdir()) if file.is_file()).unlink()
+        raise Killed
+
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        save(checkpoints, step)
+    for step in (3, 3, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", die)
+            with pytest.raises(Killed):
+                save(checkpoints, step)
+        assert len(checkpoints.all()) >= 2
+        for visible in checkpoints.all():
+            checkpoints.load(visible)
+        save(checkpoints, step)
+        assert {path.name for path in tmp_path.iterdir()} == {f"step_{step - 1}", f"step_{step}"}
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty-json"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path)
