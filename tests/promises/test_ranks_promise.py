@@ -18,7 +18,7 @@ from tests.promises.trained import curve, run, start, steps_journaled
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("PAIRSTREAM_KILLS", "2"))
 """`make chaos` makes a hundred of them."""
-STEPS = 400 + 200 * KILLS
+STEPS = 400 + 100 * KILLS
 LONG = 200 + STEPS / 10
 """Seconds after which a training of so many steps hangs."""
 TWO = [
