@@ -16,7 +16,7 @@ import pytest
 from infra.errors import UserError
 from jobs.cli import main
 from modalities import Image
-from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, serve, step, sweep
+from pipeline.benchmarks import BENCHMARKS, growth, harness, multivae, pack, serve, step, sweep
 from pipeline.benchmarks.data import TOKENS, corpus
 from pipeline.benchmarks.harness import Turn, alternate, drawing, repeated
 
@@ -197,6 +197,17 @@ def test_a_served_model_answers_many_at_once_and_refuses_requests_of_any_kind(
     assert set(statuses) <= {200, 400, 415}
     assert statuses[400] > 300
     assert 0 < outcome["figures"]["an answer, ms"] <= outcome["figures"]["99 of 100 answers, ms"]
+
+
+@pytest.mark.slow
+def test_a_pack_is_compared_to_its_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr(pack, "TRIALS", 2)
+    (outcome,) = bench(capsys, "pack", "--only", "digits", "--samples", "2")["cases"]
+    assert len(outcome["ratios"]) == 2
+    figures = outcome["figures"]
+    assert figures["imports of a process, s"] > 0
+    assert figures["whole trials, packed over one after another"] > 0
 
 
 @pytest.mark.slow
