@@ -61,7 +61,9 @@ def write_csv(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], comm
         writer.writerow(["model", *sweep.keys, "pairs", *columns, "error"])
         for trial in trials:
             numbers = [trial.metrics.get(name, "") for name in columns]
-            writer.writerow(["MVAE", *(trial.cell[key] for key in sweep.keys), trial.pairs, *numbers, trial.error])
+            writer.writerow(
+                [_model(sweep, trial), *(trial.cell[key] for key in sweep.keys), trial.pairs, *numbers, trial.error]
+            )
         for baseline in baselines:
             cell = [baseline.cell.get(key, "") for key in sweep.keys]
             scores = [baseline.scores.get(name, "") for name in columns]
@@ -83,7 +85,8 @@ def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Pat
     for axis, column in zip(axes[0], sweep.columns, strict=True):
         lines: dict[str, list[tuple[float, float]]] = {}
         for trial in trials:
-            label = ", ".join(f"{key.rpartition('.')[2]} {_short(trial.cell[key])}" for key in others) or "MVAE"
+            label = ", ".join(f"{key.rpartition('.')[2]} {_short(trial.cell[key])}" for key in others)
+            label = label or _model(sweep, trial)
             if column in trial.metrics:
                 lines.setdefault(label.replace("label ", "λ_label "), []).append(
                     (trial.cell[FRACTION], trial.metrics[column])
@@ -105,6 +108,10 @@ def draw(sweep: Sweep, trials: list[Trial], baselines: list[Baseline], file: Pat
     return file
 
 
+def _model(sweep: Sweep, trial: Trial) -> str:
+    return str(trial.cell.get("model.system", sweep.run.model.system)).upper()
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -122,7 +129,11 @@ def show(plan: Sweep, trials: list[Trial], baselines: list[Baseline]) -> None:
         values = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "-" for name in columns]
         style = "bold" if number in best else "red" if trial.error else "dim" if trial.stopped else None
         table.add_row(
-            "MVAE", *(_short(trial.cell[key]) for key in plan.keys), str(trial.pairs or ""), *values, style=style
+            _model(plan, trial),
+            *(_short(trial.cell[key]) for key in plan.keys),
+            str(trial.pairs or ""),
+            *values,
+            style=style,
         )
     for baseline in baselines:
         cells = [_short(baseline.cell.get(key, "")) for key in plan.keys]

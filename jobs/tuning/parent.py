@@ -123,6 +123,7 @@ def parent_run(plan: Sweep, directory: Path) -> Iterator[Parent]:
         tracker.params({key: value for key, value in base.items() if key not in plan.keys})
         tracker.tags(
             {
+                "mlflow.source.name": f"pairstream sweep {plan.run.recipe}", "mlflow.source.type": "LOCAL",
                 "pairstream.sweep": plan.run.recipe, "pairstream.data": manifest.fingerprint,
                 "pairstream.directory": str(directory), "pairstream.metric": plan.metric,
                 "pairstream.direction": plan.direction,

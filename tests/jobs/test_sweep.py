@@ -81,6 +81,9 @@ def test_a_picture_of_settings_that_are_no_numbers(tmp_path: Path) -> None:
     cells = [plan.cell(number) for number in range(plan.total)]
     trials = [Trial(cell, tmp_path, dict.fromkeys(plan.columns, 0.5), 63) for cell in cells]
     assert draw(plan, trials, [], tmp_path / "t.png") is not None
+    rows = list(csv.reader(write_csv(plan, trials, [], "pairstream sweep digits", tmp_path / "t.csv").open()))
+    assert [row[0] for row in rows[2:]] == [trial.cell["model.system"].upper() for trial in trials]
+    assert {row[0] for row in rows[2:]} == {"MVAE", "SVAE"}
 
 
 def test_the_table_is_read_by_validation_and_names_its_command(tmp_path: Path) -> None:
