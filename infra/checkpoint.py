@@ -1,10 +1,9 @@
 """Checkpoints that exist whole or not at all.
 
 `step_N.tmp/` is filled and synced to disk, then renamed to `step_N/`: one rename makes it visible, and one to
-`step_N.gone/` invisible before its files are removed. COMPLETE.json
-inside names every file with its size and hash, so a damaged checkpoint is recognised and the one before it serves.
-Tensors are whole, so that any number of ranks goes on from them, and go in and out one by one, so that no host needs
-the memory for all of them.
+`step_N.gone/` invisible before its files are removed. COMPLETE.json inside names every file with its size and hash, so
+a damaged checkpoint is recognised and the one before it serves. Tensors are whole, so that any number of ranks goes on
+from them, and go in and out one by one, so that no host needs the memory for all of them.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _stackable(network: nn.Module) -> bool:
 
 def _in_parts(network: nn.Module) -> bool:
     """Whether this is ZeRO 3, which gathers a network's parameters when it is called by itself."""
-    return any(hasattr(parameter, "ds_id") for parameter in network.parameters())
+    return hasattr(next(network.parameters()), "ds_id")
 
 
 class Ragged:

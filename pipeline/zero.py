@@ -60,10 +60,10 @@ def set_weights(model: nn.Module, state: State) -> None:
     Raises ValueError where they do not fit, before any is changed.
     """
     shapes = {f"model.{name}": getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
-    for name in sorted(shapes.keys() ^ {name for name in state if name.startswith("model.")}):
-        raise ValueError(
-            f"{name.removeprefix('model.')} is {'missing' if name in shapes else 'none of its parameters'}"
-        )
+    odd = sorted(shapes.keys() ^ {name for name in state if name.startswith("model.")})
+    if odd:
+        what = "missing" if odd[0] in shapes else "none of its parameters"
+        raise ValueError(f"{odd[0].removeprefix('model.')} is {what}")
     for name, shape in shapes.items():
         if state[name].shape != shape:
             theirs, ours = tuple(state[name].shape), tuple(shape)

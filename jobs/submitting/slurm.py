@@ -160,7 +160,7 @@ def _queued(number: str) -> list[str]:
     for wait in (1.0, PACE):
         try:
             return _ask(*squeue).splitlines()
-        except UserError as error:
+        except Refused as error:
             if "Invalid job id" in str(error):
                 raise
             time.sleep(wait)
@@ -195,6 +195,10 @@ def _together(tasks: list[State]) -> State:
     return State(name, code, max(times, default=None), counts)
 
 
+class Refused(UserError):
+    """A command of SLURM has complained, which another time it may not."""
+
+
 def _ask(*command: str) -> str:
     """What a command of SLURM prints. Raises UserError with what it complained of."""
     try:
@@ -204,7 +208,7 @@ def _ask(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} has not answered for 60 s: is SLURM's controller up?") from None
     if done.returncode:
-        raise UserError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+        raise Refused(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 

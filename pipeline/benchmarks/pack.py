@@ -56,11 +56,11 @@ def run(case: str, blocks: int, samples: int, progress: Progress) -> Outcome:
         return replace(outcome, figures=_whole(samples or STEPS)) if case == "digits" else outcome
 
 
-def varied(settings: Run, trials: int = 0) -> list[Run]:
-    """So many trials (0: TRIALS) of a recipe that differ in seed, k and learning rate."""
+def varied(settings: Run) -> list[Run]:
+    """Trials of a recipe that differ in seed, k and learning rate."""
     return [
         override(settings, {"seed": n // 4, "objective.k": n % 2, "optim.lr": settings.optim.lr / (1 + n // 2 % 2)})
-        for n in range(trials or TRIALS)
+        for n in range(TRIALS)
     ]
 
 

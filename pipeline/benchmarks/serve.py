@@ -86,20 +86,17 @@ class Client:
         self._connection = HTTPConnection(self.host, timeout=120)
 
     def ask(self, body: bytes, kind: str = JSON) -> tuple[int, bytes]:
-        """Status and answer."""
-        try:
-            self._connection.request("POST", "/invocations", body, {"Content-Type": kind})
-            answer = self._connection.getresponse()
-            return answer.status, answer.read()
-        except (OSError, HTTPException):  # it may have closed the connection after the last request
-            self._connection.close()
-            self._connection = HTTPConnection(self.host, timeout=120)
-        try:
-            self._connection.request("POST", "/invocations", body, {"Content-Type": kind})
-            answer = self._connection.getresponse()
-            return answer.status, answer.read()
-        except (OSError, HTTPException) as error:
-            raise UserError(f"the server at {self.host} gave no answer: {error or type(error).__name__}") from None
+        """Status and answer. Raises UserError where there is none."""
+        reason = ""
+        for _ in range(2):  # it may have closed the connection after the last request
+            try:
+                self._connection.request("POST", "/invocations", body, {"Content-Type": kind})
+                answer = self._connection.getresponse()
+                return answer.status, answer.read()
+            except (OSError, HTTPException) as error:
+                self._connection.close()  # the next request opens it again
+                reason = str(error) or type(error).__name__
+        raise UserError(f"the server at {self.host} gave no answer: {reason}")
 
     def correct(self) -> None:
         """Raises UserError where a correct request is not answered as it should be."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import xxhash
+from filelock import Timeout
 
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
@@ -187,13 +188,22 @@ class Trained(Work):
 
         directory = self.directory(root)
         directory.mkdir(parents=True, exist_ok=True)
-        with training_lock(directory).acquire(timeout=-1):
-            pass  # of two pieces of work that need it, the second one waits
+        self._wait(directory)
         if self.share(root) < 1:
             result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
             if result.status == "preempted":
                 raise Stopped
         self._judge(directory)
+
+    def _wait(self, directory: Path) -> None:
+        """Until no other piece of work trains the run that both need."""
+        lock = training_lock(directory)
+        try:
+            lock.acquire()
+        except Timeout:
+            print(f"{self.key}: another process trains it; waiting until it ends", flush=True)
+            lock.acquire(timeout=-1)
+        lock.release()
 
     def _judge(self, directory: Path) -> None:
         found = evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)

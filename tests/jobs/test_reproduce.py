@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from infra.store import runs
 from jobs.cli import main
 from pipeline import config
 from pipeline.evaluate.scored import Scored
+from pipeline.record import training_lock
 from pipeline.reproduce import TABLES, archive
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Number, Table, number_of
@@ -177,6 +180,27 @@ def test_a_metric_that_the_evaluation_lacks_is_evaluated(place: Path) -> None:
         assert found is not None
         assert found.scores[METRIC].count == (50 if other.few else 270)
         assert (root / work.key / "journal.jsonl").read_text().count("train/") == before, "it was trained again"
+
+
+def test_a_training_that_another_piece_of_work_is_at_is_waited_for(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, root = Trained(lasting("digits", 1), (METRIC,), studies=()), Path("runs/reproduce")
+    work.directory(root).mkdir(parents=True)
+    held = threading.Event()
+
+    def trains() -> None:
+        with training_lock(work.directory(root)):
+            held.set()
+            time.sleep(2)
+
+    other = threading.Thread(target=trains)
+    other.start()
+    held.wait()
+    work.do(root)
+    other.join()
+    assert work.done(root)
+    assert "another process trains it; waiting until it ends" in capsys.readouterr().out
 
 
 def test_the_course_of_a_training_is_told_from_its_journal(place: Path) -> None:

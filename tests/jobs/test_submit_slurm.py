@@ -171,6 +171,9 @@ def test_a_controller_that_is_busy_is_asked_again(
     busy.touch()
     assert answer(capsys, "status", job, "--json")["state"] == "running"
     assert [wait for wait in waited if wait >= 1] == [1.0]
+    (place.path / "bin" / "squeue").unlink()
+    assert answer(capsys, "status", job, "--json")["state"] == "unknown"
+    assert [wait for wait in waited if wait >= 1] == [1.0], "what is not installed will not be there in a second"
 
 
 def test_slurm_is_asked_and_believed(capsys: Capture, place: Place, train: list[str]) -> None:
