@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     from pipeline.imputing.run import impute
     from pipeline.imputing.settings import Settings
     from pipeline.manifest import open_manifest
-    from pipeline.writing import SKIPPED
+    from pipeline.writing.merging import SKIPPED
 
     # a rank that has fewer or smaller shards waits for the others as long as it takes
     world = start(options.device, options.threads, timeout=timedelta(days=30))

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     corpus = find(name)
     out = options.out or Path("data") / name
     from pipeline.manifest import NAME, open_manifest
-    from pipeline.writing import SKIPPED
+    from pipeline.writing.merging import SKIPPED
 
     source = options.source
     if options.download and not (out / NAME).is_file():

@@ -27,7 +27,8 @@ from pipeline.corpora.multimnist import MULTIMNIST
 from pipeline.description import NAME as SETTINGS
 from pipeline.description import describe, described
 from pipeline.manifest import NAME, Manifest, open_manifest
-from pipeline.writing import SHARD_BYTES, SKIPPED, Progress, Written, write
+from pipeline.writing import SHARD_BYTES, Progress, Written, write
+from pipeline.writing.merging import SKIPPED
 
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus

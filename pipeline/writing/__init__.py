@@ -26,15 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from infra.disk import sync_to_disk, write_whole
 from infra.errors import UserError
-from pipeline.description import describe
-from pipeline.manifest import DAMAGE, MEMBER, NAME, Described, Shard
-from pipeline.writing.links import linked
-from pipeline.writing.manifest import write_manifest
+from pipeline.manifest import DAMAGE
+from pipeline.writing.merging import merge, rows_of, skipped_of
 from pipeline.writing.plan import Part, Plan, planned
 from pipeline.writing.shard import Work, begin, write_in_worker, write_shard
 
@@ -43,8 +40,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 64 * 2**20
 """A few seconds of writing, so that processes can share the work; large enough for reads in long stretches."""
-SKIPPED = "skipped.jsonl"
-"""Beside the shards, the samples that were left out: a line {"key", "reason"} each."""
 WORTH = 32 * 2**20
 """Bytes that are worth a process more: it takes a second or two to start."""
 
@@ -156,7 +151,7 @@ def _write_into(
     write_parts = writer or (_in_this_process if workers <= 1 else _in_processes)
     try:
         write_parts(work, entries, todo, workers, report)
-        fingerprint, skipped = _merge(partial, corpus, entries, parts, {**corpus.files, **late(partial)})
+        fingerprint, skipped = merge(partial, corpus, entries, parts, {**corpus.files, **late(partial)})
         mine = sum(skipped[number] for number, _ in todo)
         os.replace(partial / "data", out)  # an empty directory gives way, any other refuses
         sync_to_disk(out.parent)
@@ -201,21 +196,11 @@ def _finished(partial: Path, part: Part) -> bool:
     if not (tar.is_file() and rows.is_file()):
         return False
     try:
-        table = _rows(rows)
-        whole = len(table) + len(_skipped(table)) == len(part.rows)
+        table = rows_of(rows)
+        whole = len(table) + len(skipped_of(table)) == len(part.rows)
         return whole and int(table.schema.metadata[b"bytes"]) == tar.stat().st_size
     except DAMAGE:
         return False
-
-
-def _skipped(rows: pa.Table) -> list[tuple[str, str]]:
-    """Key and reason of each sample that a shard left out."""
-    return [(key, reason) for key, reason in json.loads(rows.schema.metadata[b"skipped"])]
-
-
-def _rows(path: Path) -> pa.Table:
-    with pa.OSFile(str(path)) as file:  # not mapped: there may be more shards than files may be open
-        return pa.ipc.open_file(file).read_all()
 
 
 def _in_this_process(
@@ -254,40 +239,3 @@ def _in_processes(
         finally:
             stop.value = 1
             pool.shutdown(cancel_futures=True)
-
-
-def _merge(
-    partial: Path, corpus: Corpus, entries: Sequence[Entry], parts: list[Part], files: Mapping[str, bytes]
-) -> tuple[str, list[int]]:
-    """Write the manifest of all shards from their rows, and the small files.
-
-    Returns its fingerprint, and what each shard left out of samples.
-    """
-    tables = [_rows(partial / "rows" / f"{part.name}.arrow") for part in parts]
-    shards = [Shard(f"{p.name}.tar", int(t.schema.metadata[b"bytes"])) for p, t in zip(parts, tables, strict=True)]
-    splits: dict[str, range] = {}
-    first = 0
-    for part, table in zip(parts, tables, strict=True):
-        split = part.name.split("-")[0]
-        splits[split] = range(splits[split].start if split in splits else first, first + len(table))
-        first += len(table)
-    skipped = [entry for table in tables for entry in _skipped(table)]
-    whole = pa.concat_tables([table.replace_schema_metadata() for table in tables]).combine_chunks()
-    if not len(whole):
-        shutil.rmtree(partial / "data")  # shards of nothing are no work to go on from
-        raise UserError(f"corpus {corpus.name}: no sample can be used; the first, {': '.join(skipped[0])}")
-    members = whole.column("members").chunk(0)
-    columns = {name: members.values.field(name).to_numpy() for name in MEMBER.names}
-    described = {name: Described(m.extension, m.shape) for name, m in corpus.modalities.items()}
-    keys, offsets = whole.column("key").chunk(0), members.offsets.to_numpy()
-    if any(entry.links for entry in entries):
-        offsets, columns = linked(corpus, entries, keys.to_pylist(), offsets, columns)
-    data = partial / "data"
-    fingerprint = write_manifest(data, corpus.name, described, shards, splits, keys, offsets, columns, files)
-    describe(data, corpus.modalities)
-    lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in skipped]
-    if lines:
-        write_whole(data / SKIPPED, "".join(lines))
-    sync_to_disk(data / NAME)
-    sync_to_disk(data)
-    return fingerprint, [len(_skipped(table)) for table in tables]

@@ -21,22 +21,22 @@ from tests.infra.test_tracking import DATA, SOON, curve, datasets, destination, 
 
 pytestmark = pytest.mark.slow
 Start = Callable[..., subprocess.Popen[bytes]]
-SHIPPERS, PROCESSES, POINTS = 64, 4, 100
+PROCESSES, POINTS = 4, 100
 SHIP = f"""
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from infra.tracking import Destination, Tracker
-folder, destination, first = Path(sys.argv[1]), eval(sys.argv[2]), int(sys.argv[3])
+folder, destination, first, count = Path(sys.argv[1]), eval(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 trackers = []
-for number in range(first, first + {SHIPPERS // PROCESSES}):
+for number in range(first, first + count):
     to = Destination(**destination | {{"identity": f"run-{{number}}", "name": str(number)}})
     trackers.append(Tracker(folder / str(number), to))
     trackers[-1].dataset(*{DATA!r})
 for step in range({POINTS}):
     for tracker in trackers:
         tracker.metrics(step, {{"loss": step / 7}})
-with ThreadPoolExecutor({SHIPPERS}) as pool:
+with ThreadPoolExecutor(count) as pool:
     list(pool.map(lambda tracker: tracker.close("FINISHED", timeout=240), trackers))
 assert "torch" not in sys.modules
 """
@@ -135,11 +135,13 @@ def test_a_slow_server_costs_no_step_and_gets_every_point_exactly_once(tmp_path:
         assert [told[:2] for told in datasets(server.url, delivery.run_id)] == [DATA[:2]]
 
 
-def test_64_shippers_lose_and_double_nothing(tmp_path: Path, store: str, start_child: Start) -> None:
+def test_many_shippers_lose_and_double_nothing(tmp_path: Path, store: str, start_child: Start) -> None:
+    """64 of them; 16 on SQLite, where the same server does the same."""
+    shippers = 64 if store.startswith("postgresql") else 16
     with mlflow_server(store, tmp_path) as server:
         prepare_store(server.url, "experiment", None)
-        firsts = range(0, SHIPPERS, SHIPPERS // PROCESSES)
-        children = [start_child(SHIP, tmp_path / "runs", asdict(destination(server.url)), first) for first in firsts]
+        to, each = asdict(destination(server.url)), shippers // PROCESSES
+        children = [start_child(SHIP, tmp_path / "runs", to, first, each) for first in range(0, shippers, each)]
         errors = [child.communicate(timeout=500)[1].decode() for child in children]
         assert [child.returncode for child in children] == [0] * PROCESSES, errors
         deadline = time.monotonic() + 300  # a server that is asked too much does not answer in time: ask again, later
@@ -147,10 +149,10 @@ def test_64_shippers_lose_and_double_nothing(tmp_path: Path, store: str, start_c
             for directory in waiting:
                 sync(directory)
         told = runs(server.url, "experiment")
-        assert sorted(run["name"] for run in told) == sorted(map(str, range(SHIPPERS)))
+        assert sorted(run["name"] for run in told) == sorted(map(str, range(shippers)))
         for run in told:
             assert run["status"] == "FINISHED"
             assert history(server.url, run["run_id"], "loss") == curve(0, POINTS)
             assert [given[:2] for given in datasets(server.url, run["run_id"])] == [DATA[:2]]
-        left = [tracking.progress(tmp_path / "runs" / str(number)) for number in range(SHIPPERS)]
-        assert [(delivery.pending, delivery.rejected) for delivery in left] == [(0, 0)] * SHIPPERS
+        left = [tracking.progress(tmp_path / "runs" / str(number)) for number in range(shippers)]
+        assert [(delivery.pending, delivery.rejected) for delivery in left] == [(0, 0)] * shippers

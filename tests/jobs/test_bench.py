@@ -244,11 +244,12 @@ def test_imputing_is_measured_on_two_ranks(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_imputing_more_takes_no_more_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    (outcome,) = json_of(capsys, "--only", "memory", "--samples", "4096")["cases"]
+    """A process's peak differs by some MB from one start to the next: a third of the data's growth is far above."""
+    (outcome,) = json_of(capsys, "--only", "memory", "--samples", "8192")["cases"]
     figures = outcome["figures"]
-    assert figures["shards, grown, MB"] > 25
-    assert figures["4,096 samples, peak, MB"] > 100
-    assert figures["memory, grown, MB"] < 12, figures
+    assert figures["shards, grown, MB"] > 60
+    assert figures["8,192 samples, peak, MB"] > 100
+    assert figures["memory, grown, MB"] < figures["shards, grown, MB"] / 3, figures
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:

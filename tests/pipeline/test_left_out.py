@@ -15,7 +15,8 @@ from pipeline.corpora.corpus import Corpus, Entry, Values
 from pipeline.description import described
 from pipeline.manifest import open_manifest
 from pipeline.verifying import foreign_shards, verify
-from pipeline.writing import SKIPPED, Written, write
+from pipeline.writing import Written, write
+from pipeline.writing.merging import SKIPPED
 from tests.pipeline.tiny import LABEL, given, one
 
 
@@ -48,7 +49,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path, size: int, 
 
 def test_what_was_left_out_is_finished_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that is cut off after its shards are written takes up shards that left samples out."""
-    monkeypatch.setattr("pipeline.writing.write_manifest", _interrupted)
+    monkeypatch.setattr("pipeline.writing.merging.write_manifest", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "d", corpus(60), 4096, 1)
     monkeypatch.undo()

@@ -20,7 +20,8 @@ from pipeline.description import described
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.shards import Reader
 from pipeline.tokenizers import Tokenizer
-from pipeline.writing import SKIPPED, Written, write
+from pipeline.writing import Written, write
+from pipeline.writing.merging import SKIPPED
 from tests.pipeline.tiny import read
 
 ALONE = '[data]\ntable = "t.csv"\nval = 0\ntest = 0\n[modalities.label]\nkind = "label"\n'

@@ -1,0 +1,73 @@
+"""The manifest of all shards, made of the rows of each: what it takes of memory, what it cannot hold."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.errors import UserError
+from pipeline.manifest import MEMBER, NAME, SCHEMA, open_manifest
+from pipeline.writing import merging
+from pipeline.writing.merging import merge
+from pipeline.writing.plan import Part
+from tests.pipeline.tiny import LABEL, given
+
+ROWS, SHARDS = 20_000, 24
+"""Rows of a shard, and shards."""
+CORPUS = given("many", LABEL, [])
+
+
+def rows_of_shard(partial: Path, number: int, rows: int = ROWS) -> Part:
+    """What the writer of a shard leaves of its rows: a label each, whose size is their number in all shards."""
+    name, sizes = f"train-{number:06d}", np.arange(number * rows, (number + 1) * rows)
+    keys = pa.array([f"key-{size:08d}" for size in sizes], pa.string())
+    columns = [pa.array((sizes if f.name == "size" else 0 * sizes).astype(f.type.to_pandas_dtype())) for f in MEMBER]
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.arange(rows + 1, dtype=np.int32)), pa.StructArray.from_arrays(columns, fields=list(MEMBER))
+    )
+    schema = SCHEMA.with_metadata({"bytes": "0", "skipped": json.dumps([])})
+    with pa.OSFile(str(partial / "rows" / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_batch(pa.record_batch([keys, lists], schema=schema))
+    return Part(name, np.arange(rows))
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Path:
+    for name in ("rows", "data"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def test_nothing_is_in_memory_twice(partial: Path) -> None:
+    parts = [rows_of_shard(partial, number) for number in range(SHARDS)]
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        merge(partial, CORPUS, [], parts, {})
+        peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    written = (partial / "data" / NAME).stat().st_size
+    assert written > 18e6
+    assert peak < 1.4 * written
+    manifest = open_manifest(partial / "data")
+    count = SHARDS * ROWS
+    assert (len(manifest), len(manifest.shards)) == (count, SHARDS)
+    assert (manifest.size == np.arange(count)).all()
+    assert (manifest.first == np.arange(count + 1)).all()
+    assert [manifest.key(row) for row in (0, ROWS, count - 1)] == ["key-00000000", f"key-{ROWS:08d}", "key-00479999"]
+
+
+@pytest.mark.parametrize("limit", [7, 50])  # of 8 members, and 96 bytes of keys
+def test_more_than_a_manifest_holds(partial: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "LIMIT", limit)
+    with pytest.raises(UserError, match="8 members and 96 bytes of keys: a manifest holds"):
+        merge(partial, CORPUS, [], [rows_of_shard(partial, number, 4) for number in range(2)], {})
+    assert not list((partial / "data").iterdir())
