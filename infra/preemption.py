@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import ClassVar
 
 REQUEUE = 75
 """Exit code of a run that was told to stop and has saved (EX_TEMPFAIL): a scheduler should run it again."""
@@ -18,14 +19,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class StopRequest:
     """A context in which stop signals only set `asked`. A second SIGINT interrupts at once, for impatient people.
 
-    Outside the main thread (a Ray trial) signals belong to somebody else, and nothing is installed. Of two, one within
-    the other, both are asked.
+    Outside the main thread (a Ray trial) signals belong to somebody else, and nothing is installed: `ask` does what
+    they do. Of two, one within the other, both are asked.
     """
 
     asked = False
+    _entered: ClassVar[list[StopRequest]] = []
 
     def __enter__(self) -> StopRequest:
         self._previous = {}
+        self._entered.append(self)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self
@@ -33,8 +36,15 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._entered.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    @classmethod
+    def ask(cls) -> None:
+        """Ask all that this process is within: for a thread that hears otherwise that this machine is to go."""
+        for request in cls._entered.copy():
+            request.asked = True
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

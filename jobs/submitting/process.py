@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -38,13 +39,23 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
         signal.signal(number, _end)
     code, rank = 1, int(os.environ.get("RANK", "0"))
     try:
-        code = _run(continued(inner))
+        with _watched(target, inner):
+            code = _run(continued(inner))
     finally:
         if target != "kubernetes" and (rank == 0 or code not in (0, REQUEUE)):
             _leave(directory / EXIT, code)
     if rank and code == 2:
         time.sleep(5)  # srun kills the others when we end, and rank 0 is about to say why
     return 0 if target == "slurm" and code == REQUEUE else code  # srun would kill ranks that are still saving
+
+
+def _watched(target: str, inner: list[str]) -> AbstractContextManager[None]:
+    """A job on a Ray cluster is told when its node is to go; the trials of a sweep hear of it where they are."""
+    if target != "ray" or inner[0] == "sweep":
+        return nullcontext()
+    from jobs.submitting.ray import ending_on_drain
+
+    return ending_on_drain()
 
 
 def continued(inner: list[str]) -> list[str]:

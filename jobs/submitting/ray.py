@@ -6,9 +6,13 @@ training takes that node's ranks. Nodes see the working directory where this mac
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +104,21 @@ def cancel(record: dict[str, Any], directory: Path) -> None:
     if state(record, directory).name == "unknown":
         raise UserError(f"{directory.name}: the Ray cluster at {record['address']} does not know it any more")
     _client(record["address"]).stop_job(record["id"])
+
+
+@contextmanager
+def ending_on_drain() -> Iterator[None]:
+    """In a job: what runs within gets TERM, upon which it saves, once the job's node is drained."""
+    import ray
+
+    from jobs.tuning.drain import on_drain
+
+    ray.init(log_to_driver=False, logging_level="ERROR")  # the job server says where
+    try:
+        with on_drain(lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            yield
+    finally:
+        ray.shutdown()
 
 
 def _client(address: str) -> JobSubmissionClient:

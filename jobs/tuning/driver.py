@@ -175,7 +175,9 @@ class _Watch(tune.Callback):
         self._say(trial, "done")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        print(f"trial {self._place(trial).name} has lost its worker: begun anew", file=sys.stderr, flush=True)
+        why = self._place(trial) / WHY
+        reason = why.read_text().strip() if why.is_file() else "has lost its worker"
+        print(f"trial {self._place(trial).name}: {reason}: begun anew", file=sys.stderr, flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         why = self._place(trial) / WHY

@@ -16,8 +16,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from infra.distributed import free_port
 from infra.errors import UserError
 from infra.preemption import LOST
+from jobs.tuning.drain import stopping_on_drain
 from jobs.tuning.ledger import Outcome
-from jobs.tuning.trial import Report, Setting, note_node, work
+from jobs.tuning.trial import Report, Setting, work
 from pipeline.config import Run
 
 POLL = 1.0
@@ -55,10 +56,9 @@ class _Rank:
 
     def work(self, run: Run, directory: Path, setting: Setting, place: dict[str, str]) -> tuple[Outcome | None, bool]:
         os.environ.update(place)
-        if place["RANK"] == "0":
-            note_node(directory)
         try:
-            return work(run, directory, setting, self.bridge), self.bridge.over
+            with stopping_on_drain(directory, tagged=place["RANK"] == "0"):
+                return work(run, directory, setting, self.bridge), self.bridge.over
         except UserError as error:
             if error.code == LOST:  # Ray begins the trial anew
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from filelock import Timeout
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
 from infra.errors import UserError
-from infra.journal import JOURNAL, Journal, points
+from infra.journal import JOURNAL, points
 from infra.preemption import LOST
 from infra.store import sentence
 from jobs.tuning.ledger import TRIAL, Outcome, end, outcome_in
@@ -35,8 +36,6 @@ NAME = "name"
 TIME = "validations"
 """What Ray's schedulers count in."""
 DONOR, IDS = "donor.json", "ray-trials"
-NODE = "ray.node"
-"""A run's tag: the id of the node that it was trained on, beside `system.host`."""
 ATTEMPTS = 5
 ORPHAN = 60
 """Seconds for a worker without a driver to end."""
@@ -139,6 +138,7 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
     """What Ray calls, again where a worker or its machine was lost."""
     from ray import tune
 
+    from jobs.tuning.drain import stopping_on_drain
     from jobs.tuning.ranks import on_ranks
     from pipeline.record import training_lock
 
@@ -156,11 +156,12 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
         run = config.override(config.from_dict(setting.run), cell)
         with contextlib.suppress(Timeout), training_lock(directory).acquire(timeout=ORPHAN):
             pass  # a worker that has lost its driver ends within seconds, and lets go
-        do = work if setting.ranks == 1 else on_ranks
         try:
             if setting.ranks == 1:
-                note_node(directory)
-            outcome = do(run, directory, setting, reporter)
+                with stopping_on_drain(directory):
+                    outcome = work(run, directory, setting, reporter)
+            else:
+                outcome = on_ranks(run, directory, setting, reporter)
         except UserError as error:
             if error.code == LOST:  # a rank: Ray begins the trial anew
                 raise
@@ -170,6 +171,8 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
             raise
         if outcome:
             end(directory, outcome)
+        elif not reporter.over:  # it has saved: Ray begins it anew where a process is lost, and what returns is done
+            os._exit(LOST)
     if reporter.over:
         sys.exit(0)  # as Ray has asked; what returns is told to Ray once more, and Ray does not listen any longer
 
@@ -180,14 +183,6 @@ class Report(Protocol):
     over: bool
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> bool: ...
-
-
-def note_node(directory: Path) -> None:
-    """Tag a run with Ray's name of this node; of a trial that is begun anew elsewhere, the last one counts."""
-    import ray
-
-    with contextlib.closing(Journal(directory)) as journal:
-        journal.tags({NODE: ray.get_runtime_context().get_node_id()})
 
 
 def work(run: Run, directory: Path, setting: Setting, report: Report | None = None) -> Outcome | None:

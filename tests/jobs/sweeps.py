@@ -159,6 +159,15 @@ class Cluster:
             self.close()
             raise
 
+    def drain(self) -> None:
+        """Say of the other node that it is to go, as a cloud's autoscaler does before it takes a machine away."""
+        told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address, "--node-id",
+             self.other.id, *told, "--deadline-remaining-seconds", "300"],
+            env=os.environ | RAY, check=True, capture_output=True,
+        )  # fmt: skip
+
     def close(self) -> None:
         """End what was begun here, and nothing else."""
         for node in (self.other, self.head):

@@ -27,16 +27,27 @@ SERVER = ("grpc", "aiohttp_cors", "opencensus", "prometheus_client")
 Capture = pytest.CaptureFixture[str]
 
 
+TOKEN = secrets.token_hex(16)
+"""Ray reads it once in a process."""
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A cluster of this machine with a token of its own."""
+def gcs() -> str:
+    """Where the cluster's head listens."""
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def address(gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The job server of a cluster of this machine with a token of its own."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}.items():
+    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}.items():
         monkeypatch.setenv(name, value)
     place, port = tempfile.mkdtemp(prefix="ray"), free_port()  # Ray's sockets need a short path
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
-        "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={port}", f"--temp-dir={place}",
+        *RAY, "start", "--head", "--block", "--disable-usage-stats",
+        "--num-cpus=2", f"--port={gcs.rpartition(':')[2]}", f"--dashboard-port={port}", f"--temp-dir={place}",
         f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
     with (tmp_path / "ray.out").open("wb") as out:
@@ -68,32 +79,58 @@ def reached(out: Path) -> int:
 
 @pytest.mark.cluster
 @pytest.mark.skipif(not all(map(find_spec, SERVER)), reason="Ray's job server is not installed (extra `cluster`)")
-def test_cancelled_it_saves_and_the_same_command_goes_on(
-    capsys: Capture, digits_dir: Path, address: str, tmp_path: Path
+@pytest.mark.parametrize("how", ["cancelled", "drained"])
+def test_it_saves_and_the_same_command_goes_on(
+    capsys: Capture, digits_dir: Path, gcs: str, address: str, tmp_path: Path, how: str
 ) -> None:
     out = tmp_path / "runs" / "mine"
-    command = [
-        "ray", "--address", address, "--ranks", "2", "--json", "--", "train", "digits", "--data", str(digits_dir),
-        "--out", str(out), "--steps", "150", "--train.batch", "20", "--train.log-every", "5",
-        "--tracking.no-enabled",
+    train = [
+        "train", "digits", "--data", str(digits_dir), "--out", str(out), "--steps", "300", "--train.batch", "20",
+        "--train.log-every", "5", "--tracking.no-enabled",
     ]  # fmt: skip
+    command = ["ray", "--address", address, "--ranks", "2", "--json", "--", *train]
     job = answer(capsys, *command)
     deadline = time.monotonic() + 120
     while reached(out) < 20:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert answer(capsys, "status", job["job"], "--json")["state"] == "running"
-    found = answer(capsys, "cancel", job["job"], "--json")
+    if how == "cancelled":
+        found = answer(capsys, "cancel", job["job"], "--json")
+    else:
+        drain(gcs)
+        found = ended(capsys, job["job"])
     assert found["state"] == "preempted"
-    assert 20 <= reached(out) < 150
-    again = answer(capsys, *command)
-    while (found := answer(capsys, "status", again["job"], "--json"))["state"] in ("queued", "running"):
-        assert time.monotonic() < deadline + 120
+    assert 20 <= reached(out) < 300
+    if how == "cancelled":
+        again = answer(capsys, *command)
+        found = ended(capsys, again["job"])
+        assert (found["state"], found["code"]) == ("finished", 0)
+        main(["submit", "logs", again["job"], "--follow"])
+        assert "finished at step 300" in capsys.readouterr().out
+    else:  # the only node takes nothing more
+        assert main([*train, "--resume"]) == 0
+    assert [step for step, values in points(out) if "train/objective" in values] == list(range(5, 301, 5))
+
+
+def drain(gcs: str) -> None:
+    """Say of the only node that it is to go."""
+    import ray
+
+    ray.init(gcs, log_to_driver=False)
+    node = ray.get_runtime_context().get_node_id()
+    ray.shutdown()
+    told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    subprocess.run([*RAY, "drain-node", "--address", gcs, "--node-id", node, *told], check=True, capture_output=True)
+
+
+def ended(capsys: Capture, job: str) -> dict[str, Any]:
+    """What there is to say of a job when it is over."""
+    deadline = time.monotonic() + 120
+    while (found := answer(capsys, "status", job, "--json"))["state"] in ("queued", "running"):
+        assert time.monotonic() < deadline
         time.sleep(1)
-    assert (found["state"], found["code"]) == ("finished", 0)
-    main(["submit", "logs", again["job"], "--follow"])
-    assert "finished at step 150" in capsys.readouterr().out
-    assert [step for step, values in points(out) if "train/objective" in values] == list(range(5, 151, 5))
+    return found
 
 
 def test_no_server_and_several_nodes_are_sentences(

@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster of two nodes, of which one is lost."""
+"""A sweep on a Ray cluster of two nodes, of which one is lost or drained."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ import pytest
 
 from infra.journal import JOURNAL
 from infra.preemption import REQUEUE
+from jobs.tuning.drain import NODE
 from jobs.tuning.ledger import Ledger
-from jobs.tuning.trial import NODE
 from tests.jobs.sweeps import (
     KEEPING,
     SAMPLE,
     STEPS,
     SWEEP,
     Cluster,
+    Node,
     checkpoints_of,
     finished,
     one_honest_record,
+    points_of,
     tags_of,
     until,
 )
 
 pytestmark = pytest.mark.cluster
 Start = Callable[..., "subprocess.Popen[str]"]
+LONG = ["--train.steps", "2000", "--train.batch", "20", "--train.validate-every", "0", "--train.log-every", "5"]
 
 
 def test_a_lost_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path) -> None:
@@ -52,6 +55,38 @@ def test_a_lost_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path) -> N
     children = one_honest_record(tmp_path, 3)
     assert next(run for run in children if run["name"] == cut.name)["tags"][NODE] == head
     assert any(tags_of(place, NODE) == [head] for place in sweep.glob("0*")), "one node has done it all"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_drained_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path, ranks: int) -> None:
+    """Its trial saves in the midst of its steps, and goes on elsewhere: on the other node, or, with a rank on each,
+    once there is a third."""
+    sweep, head, other = tmp_path / SWEEP, cluster.head.id, cluster.other.id
+    options = ["--train.checkpoint-every", "100000", "--retries", "1", "--ranks", str(ranks), "--trials", "2"]
+    driver = sweep_digits(*LONG, *SAMPLE, *options, "--ray", cluster.address)
+
+    def at_work_there() -> list[Path]:
+        places = [place for place in sweep.glob("0*") if not (place / "outcome.json").exists()]
+        there = {other} if ranks == 1 else {other, head}
+        return [place for place in places if {*tags_of(place, NODE)} & there and len(points_of(place)) > 5]
+
+    until(lambda: bool(at_work_there()), driver)
+    (cut,) = at_work_there()
+    cluster.drain()
+    until(lambda: bool(checkpoints_of(cut)), driver)
+    (saved,) = checkpoints_of(cut)
+    if ranks == 1:
+        until(lambda: tags_of(cut, NODE) == [other, head], driver)
+    cluster.other.kill()
+    third = Node(cluster.place, "third", "--address", cluster.address)
+    try:
+        result = finished(driver)
+    finally:
+        third.kill()
+    assert [trial["error"] for trial in result["trials"]] == [""] * 2
+    assert saved in checkpoints_of(cut), "it was begun anew from step 0"
+    assert 0 < int(saved.split("_")[1]) < 2000, "it was saved at its end"
+    one_honest_record(tmp_path, 2)
 
 
 def test_a_lost_head(sweep_digits: Start, cluster: Cluster, tmp_path: Path) -> None:
