@@ -35,11 +35,11 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
         return code
     if target == "slurm" and inner[0] == "train":
         os.environ |= ranks_of_srun(os.environ)
-    for number in SIGNALS:  # until training listens for itself; it has nothing to save yet
-        signal.signal(number, _end)
     code, rank = 1, int(os.environ.get("RANK", "0"))
     try:
-        with _watched(target, inner):
+        with _watched(target, inner):  # Ray takes signals for itself
+            for number in SIGNALS:  # until training listens for itself; it has nothing to save yet
+                signal.signal(number, _end)
             code = _run(continued(inner))
     finally:
         if target != "kubernetes" and (rank == 0 or code not in (0, REQUEUE)):
