@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-from ray._private.state import state  # nothing public tells of it; Ray Train looks there too
-
 from infra.disk import write_whole
 from infra.journal import Journal
 from infra.preemption import StopRequest
@@ -27,6 +24,9 @@ NODE = "ray.node"
 def on_drain(do: Callable[[], None]) -> Iterator[None]:
     """Calls `do`, in a thread of its own, at each look from when the node of this process is drained: who is to hear of
     it may not listen yet."""
+    import ray
+    from ray._private.state import state  # nothing public tells of it; Ray Train looks there too
+
     node, over = ray.get_runtime_context().get_node_id(), threading.Event()
 
     def look() -> None:
@@ -46,6 +46,8 @@ def on_drain(do: Callable[[], None]) -> Iterator[None]:
 def stopping_on_drain(directory: Path, tagged: bool = True) -> Iterator[None]:
     """A trial's training within is asked to stop once its node is drained, and its directory says why; with `tagged`
     the run gets Ray's name of the node. Of a trial that is begun anew elsewhere, the last one counts."""
+    import ray
+
     if tagged:
         with contextlib.closing(Journal(directory)) as journal:
             journal.tags({NODE: ray.get_runtime_context().get_node_id()})

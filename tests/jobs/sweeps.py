@@ -44,7 +44,7 @@ def started(place: Path, data: Path, *options: str) -> subprocess.Popen[str]:
 def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
     """What a sweep that went well has said."""
     out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, f"{out}\n{err}"
+    assert process.returncode == 0, f"{process.returncode}\n{out}\n{err}"
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
     return result
 

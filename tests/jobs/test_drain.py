@@ -26,8 +26,8 @@ class Head:
         self.answers, self.looks = list(answers), 0
         self.looked = threading.Event()
         monkeypatch.setattr(drain, "EVERY", 0.01)
-        monkeypatch.setattr(drain, "state", self)
-        monkeypatch.setattr(drain.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "mine"))
+        monkeypatch.setattr("ray._private.state.state", self)
+        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "mine"))
 
     def get_draining_nodes(self) -> dict[str, int]:
         answer = self.answers[min(self.looks, len(self.answers) - 1)]
