@@ -41,10 +41,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     @classmethod
-    def ask(cls) -> None:
-        """Ask all that this process is within: for a thread that hears otherwise that this machine is to go."""
-        for request in cls._entered.copy():
+    def ask(cls) -> bool:
+        """Ask all that this process is within: for a thread that hears otherwise that this machine is to go. Returns
+        whether there is any."""
+        within = cls._entered.copy()
+        for request in within:
             request.asked = True
+        return bool(within)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

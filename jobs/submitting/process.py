@@ -35,12 +35,11 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
         return code
     if target == "slurm" and inner[0] == "train":
         os.environ |= ranks_of_srun(os.environ)
+    for number in SIGNALS:  # until training listens for itself; it has nothing to save yet
+        signal.signal(number, _end)
     code, rank = 1, int(os.environ.get("RANK", "0"))
     try:
-        with _watched(target, inner):  # Ray takes signals for itself
-            for number in SIGNALS:  # until training listens for itself; it has nothing to save yet
-                signal.signal(number, _end)
-            code = _run(continued(inner))
+        code = _run(continued(inner), _watched(target, inner))
     finally:
         if target != "kubernetes" and (rank == 0 or code not in (0, REQUEUE)):
             _leave(directory / EXIT, code)
@@ -50,8 +49,9 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
 
 
 def _watched(target: str, inner: list[str]) -> AbstractContextManager[None]:
-    """A job on a Ray cluster is told when its node is to go; the trials of a sweep hear of it where they are."""
-    if target != "ray" or inner[0] == "sweep":
+    """A job on a Ray cluster that saves when it is told to stop is told when its node is to go; the trials of a sweep
+    hear of it where they are."""
+    if target != "ray" or inner[0] not in ("train", "reproduce"):
         return nullcontext()
     from jobs.submitting.ray import ending_on_drain
 
@@ -66,10 +66,11 @@ def continued(inner: list[str]) -> list[str]:
     return [*inner, "--resume"] if going_on else inner
 
 
-def _run(inner: list[str]) -> int:
+def _run(inner: list[str], watched: AbstractContextManager[None] | None = None) -> int:
     """The job's exit code, also where it ends by SystemExit."""
     try:
-        return cli.main(inner)
+        with watched or nullcontext():
+            return cli.main(inner)
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

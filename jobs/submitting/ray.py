@@ -108,14 +108,27 @@ def cancel(record: dict[str, Any], directory: Path) -> None:
 
 @contextmanager
 def ending_on_drain() -> Iterator[None]:
-    """In a job: what runs within gets TERM, upon which it saves, once the job's node is drained."""
+    """In a job: what runs within gets TERM, once, when the job's node is drained. Where Ray does not let the job in (a
+    Python of another version than the cluster's), it is not told."""
     import ray
 
     from jobs.tuning.drain import on_drain
 
-    ray.init(log_to_driver=False, logging_level="ERROR")  # the job server says where
+    def end() -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    previous = signal.getsignal(signal.SIGTERM)
     try:
-        with on_drain(lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        ray.init(log_to_driver=False, logging_level="ERROR")  # the job server says where
+        signal.signal(signal.SIGTERM, previous)  # Ray takes it for itself
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"this job is not told when its node is drained: {reason}", file=sys.stderr, flush=True)
+        yield
+        return
+    try:
+        with on_drain(end):
             yield
     finally:
         ray.shutdown()

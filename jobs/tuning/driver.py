@@ -146,7 +146,7 @@ def _connect(resources: Resources) -> None:
                 f"no Ray cluster answers at {resources.address} ({reason}): start one, or leave --ray away"
             ) from None
     else:
-        ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     there = ray.cluster_resources()
     for name, wanted in (("CPU", resources.cpus * resources.ranks), ("GPU", resources.gpus * resources.ranks)):
         if wanted > there.get(name, 0):
@@ -177,7 +177,7 @@ class _Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         why = self._place(trial) / WHY
         reason = why.read_text().strip() if why.is_file() else "has lost its worker"
-        print(f"trial {self._place(trial).name}: {reason}: begun anew", file=sys.stderr, flush=True)
+        print(f"trial {self._place(trial).name}: {reason}: it goes on in another process", file=sys.stderr, flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         why = self._place(trial) / WHY

@@ -57,7 +57,7 @@ class _Rank:
     def work(self, run: Run, directory: Path, setting: Setting, place: dict[str, str]) -> tuple[Outcome | None, bool]:
         os.environ.update(place)
         try:
-            with stopping_on_drain(directory, tagged=place["RANK"] == "0"):
+            with stopping_on_drain(directory, main=place["RANK"] == "0"):
                 return work(run, directory, setting, self.bridge), self.bridge.over
         except UserError as error:
             if error.code == LOST:  # Ray begins the trial anew

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from infra.errors import UserError
 from infra.journal import JOURNAL, points
 from infra.preemption import LOST
 from infra.store import sentence
+from jobs.tuning.drain import DRAINED, stopping_on_drain
 from jobs.tuning.ledger import TRIAL, Outcome, end, outcome_in
 from jobs.tuning.stall import WHY, ending_when_stalled
 from pipeline import config
@@ -137,8 +137,8 @@ class Reporter:
 def trial(settings: Mapping[str, Any], setting: Setting) -> None:
     """What Ray calls, again where a worker or its machine was lost."""
     from ray import tune
+    from ray.exceptions import RayActorError
 
-    from jobs.tuning.drain import stopping_on_drain
     from jobs.tuning.ranks import on_ranks
     from pipeline.record import training_lock
 
@@ -147,6 +147,7 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
         Path(setting.directory), tune.get_context().get_trial_id(), settings
     )
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / WHY).unlink(missing_ok=True)  # of the attempt before
     reporter = Reporter(setting, directory)
     ended = outcome_in(directory)
     if setting.exploits and not ended:
@@ -171,8 +172,8 @@ def trial(settings: Mapping[str, Any], setting: Setting) -> None:
             raise
         if outcome:
             end(directory, outcome)
-        elif not reporter.over:  # it has saved: Ray begins it anew where a process is lost, and what returns is done
-            os._exit(LOST)
+        elif not reporter.over:  # it has saved; so Ray begins it anew, and counts no failure
+            raise RayActorError(error_msg=DRAINED, preempted=True)
     if reporter.over:
         sys.exit(0)  # as Ray has asked; what returns is told to Ray once more, and Ray does not listen any longer
 

@@ -57,6 +57,7 @@ def merge(
     described = {name: Described(m.extension, m.shape) for name, m in corpus.modalities.items()}
     if any(entry.links for entry in entries):
         first, columns = linked(corpus, entries, keys.to_pylist(), first, columns)
+        _check(int(first[-1]), merged.text)
     data = partial / "data"
     fingerprint = write_manifest(
         data, corpus.name, described, merged.shards, merged.splits, keys, first, columns, files
@@ -72,7 +73,7 @@ def merge(
 
 @dataclass
 class _Merged:
-    """The rows of all shards. Each shard's are read twice, first to count them: so nothing is in memory twice."""
+    """The rows of all shards. Each shard's are read twice, first to count them: so their table is in memory once."""
 
     partial: Path
     parts: Sequence[Part]
@@ -91,15 +92,11 @@ class _Merged:
             for keys, lists in _batches(table):
                 self.rows += len(keys)
                 self.members += len(lists.values)
-                self.text += _bounds(keys)[-1]
+                self.text += int(_bounds(keys)[-1])
             self.splits[split] = range(self.splits[split].start if split in self.splits else begin, self.rows)
             self.shards.append(Shard(f"{part.name}.tar", int(table.schema.metadata[b"bytes"])))
             self.skipped.append(skipped_of(table))
-        if max(self.members, self.text) > LIMIT:
-            raise UserError(
-                f"{self.members:,} members and {self.text:,} bytes of keys: a manifest holds {LIMIT:,} of each; "
-                "prepare the data in several directories, and mix them"
-            )
+        _check(self.members, self.text)
 
     def _of(self, part: Part) -> pa.Table:
         return rows_of(self.partial / "rows" / f"{part.name}.arrow")
@@ -121,6 +118,14 @@ class _Merged:
                     column[member : first[after]] = lists.values.field(name).to_numpy()
                 row = after
         return pa.StringArray.from_buffers(self.rows, pa.py_buffer(ends), pa.py_buffer(text)), first, columns
+
+
+def _check(members: int, text: int) -> None:
+    if max(members, text) > LIMIT:
+        raise UserError(
+            f"{members:,} members and {text:,} bytes of keys: a manifest holds {LIMIT:,} of each; prepare the data in "
+            "several directories, and mix them"
+        )
 
 
 def _batches(rows: pa.Table) -> list[tuple[pa.StringArray, pa.ListArray]]:

@@ -4,6 +4,7 @@ one: tests/jobs/test_sweep_cluster.py and test_submit_ray.py."""
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,14 +42,24 @@ class Head:
 
 def test_only_who_is_on_the_node_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = threading.Event()
+    times: list[int] = []
+
+    def hear() -> bool:
+        times.append(1)
+        if len(times) == 3:
+            heard.set()
+        return heard.is_set()
+
     gone = RuntimeError("no head answers")
     head = Head(monkeypatch, {}, {"other": 0}, gone)
-    with drain.on_drain(heard.set):
+    with drain.on_drain(hear):
         assert head.looked.wait(20)
-    assert not heard.is_set()
-    Head(monkeypatch, {}, gone, {"other": 0, "mine": 0})
-    with drain.on_drain(heard.set):
+    assert not times
+    head = Head(monkeypatch, {}, gone, {"other": 0, "mine": 0})
+    with drain.on_drain(hear):
         assert heard.wait(20), "one look without an answer was the last"
+        time.sleep(0.1)
+    assert (len(times), head.looks) == (3, 5), "it goes on when it was heard"
 
 
 def test_a_training_in_a_thread_saves_where_it_is(

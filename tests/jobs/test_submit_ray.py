@@ -85,7 +85,7 @@ def test_it_saves_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "runs" / "mine"
     train = [
-        "train", "digits", "--data", str(digits_dir), "--out", str(out), "--steps", "300", "--train.batch", "20",
+        "train", "digits", "--data", str(digits_dir), "--out", str(out), "--steps", "1500", "--train.batch", "20",
         "--train.log-every", "5", "--tracking.no-enabled",
     ]  # fmt: skip
     command = ["ray", "--address", address, "--ranks", "2", "--json", "--", *train]
@@ -101,16 +101,16 @@ def test_it_saves_and_the_same_command_goes_on(
         drain(gcs)
         found = ended(capsys, job["job"])
     assert found["state"] == "preempted"
-    assert 20 <= reached(out) < 300
+    assert 20 <= reached(out) < 1500
     if how == "cancelled":
         again = answer(capsys, *command)
         found = ended(capsys, again["job"])
         assert (found["state"], found["code"]) == ("finished", 0)
         main(["submit", "logs", again["job"], "--follow"])
-        assert "finished at step 300" in capsys.readouterr().out
+        assert "finished at step 1500" in capsys.readouterr().out
     else:  # the only node takes nothing more
         assert main([*train, "--resume"]) == 0
-    assert [step for step, values in points(out) if "train/objective" in values] == list(range(5, 301, 5))
+    assert [step for step, values in points(out) if "train/objective" in values] == list(range(5, 1501, 5))
 
 
 def drain(gcs: str) -> None:

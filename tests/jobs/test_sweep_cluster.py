@@ -29,7 +29,7 @@ from tests.jobs.sweeps import (
 
 pytestmark = pytest.mark.cluster
 Start = Callable[..., "subprocess.Popen[str]"]
-LONG = ["--train.steps", "2000", "--train.batch", "20", "--train.validate-every", "0", "--train.log-every", "5"]
+LONG = ["--train.steps", "3000", "--train.batch", "20", "--train.validate-every", "0", "--train.log-every", "5"]
 
 
 def test_a_lost_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_a_lost_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path) -> N
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_drained_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path, ranks: int) -> None:
     """Its trial saves in the midst of its steps, and goes on elsewhere: on the other node, or, with a rank on each,
-    once there is a third."""
+    once there is a third. That is no failure: none is allowed here."""
     sweep, head, other = tmp_path / SWEEP, cluster.head.id, cluster.other.id
-    options = ["--train.checkpoint-every", "100000", "--retries", "1", "--ranks", str(ranks), "--trials", "2"]
+    options = ["--train.checkpoint-every", "100000", "--retries", "0", "--ranks", str(ranks), "--trials", "2"]
     driver = sweep_digits(*LONG, *SAMPLE, *options, "--ray", cluster.address)
 
     def at_work_there() -> list[Path]:
@@ -85,7 +85,7 @@ def test_a_drained_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path, r
         third.kill()
     assert [trial["error"] for trial in result["trials"]] == [""] * 2
     assert saved in checkpoints_of(cut), "it was begun anew from step 0"
-    assert 0 < int(saved.split("_")[1]) < 2000, "it was saved at its end"
+    assert 0 < int(saved.split("_")[1]) < 3000, "it was saved at its end"
     one_honest_record(tmp_path, 2)
 
 

@@ -43,7 +43,7 @@ def partial(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_nothing_is_in_memory_twice(partial: Path) -> None:
+def test_the_table_is_in_memory_once(partial: Path) -> None:
     parts = [rows_of_shard(partial, number) for number in range(SHARDS)]
     usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
@@ -65,9 +65,13 @@ def test_nothing_is_in_memory_twice(partial: Path) -> None:
     assert [manifest.key(row) for row in (0, ROWS, count - 1)] == ["key-00000000", f"key-{ROWS:08d}", "key-00479999"]
 
 
-@pytest.mark.parametrize("limit", [7, 50])  # of 8 members, and 96 bytes of keys
-def test_more_than_a_manifest_holds(partial: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "LIMIT", limit)
-    with pytest.raises(UserError, match="8 members and 96 bytes of keys: a manifest holds"):
-        merge(partial, CORPUS, [], [rows_of_shard(partial, number, 4) for number in range(2)], {})
+def test_more_than_a_manifest_holds(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [rows_of_shard(partial, number, 4) for number in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "LIMIT", 11)
+        with pytest.raises(UserError, match="12 members and 144 bytes of keys: a manifest holds 11 of each"):
+            merge(partial, CORPUS, [], parts, {})
+    monkeypatch.setattr(merging, "_bounds", lambda keys: np.array([0, 2_000_000_000], np.int32))
+    with pytest.raises(UserError, match="12 members and 6,000,000,000 bytes of keys"):
+        merge(partial, CORPUS, [], parts, {})
     assert not list((partial / "data").iterdir())
