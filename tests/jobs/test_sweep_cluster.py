@@ -89,6 +89,17 @@ def test_a_drained_node(sweep_digits: Start, cluster: Cluster, tmp_path: Path, r
     one_honest_record(tmp_path, 2)
 
 
+def test_a_cluster_that_nobody_has_named_is_left_alone(
+    sweep_digits: Start, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --ray a sweep starts Ray itself, also where Ray would go to a cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    finished(sweep_digits(*STEPS, "--grid", "seed=0"))
+    (trial,) = (tmp_path / SWEEP).glob("0*")
+    (node,) = tags_of(trial, NODE)
+    assert node not in (cluster.head.id, cluster.other.id)
+
+
 def test_a_lost_head(sweep_digits: Start, cluster: Cluster, tmp_path: Path) -> None:
     """The driver says so, and the sweep goes on elsewhere."""
     sweep = tmp_path / SWEEP
