@@ -36,8 +36,11 @@ LEVEL = 0.01
 """Share of the training samples that are pairs."""
 SEEDS = 3
 FACES = {
-    "pairing.composition": "balanced", "pairing.complete_share": 0.3, "objective.anneal": 0.0, "objective.cross": 1.0,
+    "pairing.composition": "balanced", "pairing.complete_share": 0.9, "objective.anneal": 0.0, "objective.cross": 1.0,
+    "objective.lambda.attributes": 2000.0,
 }  # fmt: skip
+"""Chosen on validation data of the excerpt, after 360 steps: right in 0.840; with λ = 500 and 2,000 and a share of 0.3 in
+0.830 and 0.835."""
 
 
 @dataclass(frozen=True)
