@@ -29,7 +29,7 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
     if target == "local":
         code = 1
         try:
-            code = _run(inner)
+            code = _run(target, inner)
         finally:
             _leave(directory / EXIT, code)
         return code
@@ -39,7 +39,7 @@ def main(target: str, directory: Path, inner: list[str]) -> int:
         signal.signal(number, _end)
     code, rank = 1, int(os.environ.get("RANK", "0"))
     try:
-        code = _run(continued(inner), _watched(target, inner))
+        code = _run(target, continued(inner))
     finally:
         if target != "kubernetes" and (rank == 0 or code not in (0, REQUEUE)):
             _leave(directory / EXIT, code)
@@ -66,10 +66,10 @@ def continued(inner: list[str]) -> list[str]:
     return [*inner, "--resume"] if going_on else inner
 
 
-def _run(inner: list[str], watched: AbstractContextManager[None] | None = None) -> int:
+def _run(target: str, inner: list[str]) -> int:
     """The job's exit code, also where it ends by SystemExit."""
     try:
-        with watched or nullcontext():
+        with _watched(target, inner):
             return cli.main(inner)
     except SystemExit as end:
         if isinstance(end.code, str):

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,16 +119,17 @@ def ending_on_drain() -> Iterator[None]:
         return True
 
     previous = signal.getsignal(signal.SIGTERM)
+    watching: AbstractContextManager[None] = nullcontext()
     try:
         ray.init(log_to_driver=False, logging_level="ERROR")  # the job server says where
-        signal.signal(signal.SIGTERM, previous)  # Ray takes it for itself
+        watching = on_drain(end)
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         print(f"this job is not told when its node is drained: {reason}", file=sys.stderr, flush=True)
-        yield
-        return
+    finally:
+        signal.signal(signal.SIGTERM, previous)  # Ray takes it for itself
     try:
-        with on_drain(end):
+        with watching:
             yield
     finally:
         ray.shutdown()

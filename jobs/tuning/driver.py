@@ -175,16 +175,19 @@ class _Watch(tune.Callback):
         self._say(trial, "done")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        why = self._place(trial) / WHY
-        reason = why.read_text().strip() if why.is_file() else "has lost its worker"
+        reason = self._why(trial) or "has lost its worker"
         print(f"trial {self._place(trial).name}: {reason}: it goes on in another process", file=sys.stderr, flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        why = self._place(trial) / WHY
-        reason = why.read_text() if why.is_file() else str(trial.get_error() or "lost")
+        reason = self._why(trial) or str(trial.get_error() or "lost")
         reason = reason.strip().splitlines()[-1]
         end(self._place(trial), Outcome("failed", 0, error=reason))
         self._say(trial, "failed")
+
+    def _why(self, trial: Any) -> str:
+        """What the trial has left to say of its end; empty where it could not."""
+        file = self._place(trial) / WHY
+        return file.read_text().strip() if file.is_file() else ""
 
     def _place(self, trial: Any) -> Path:
         return self.directory / name_of_trial(self.directory, trial.trial_id, trial.config)

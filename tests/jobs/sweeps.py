@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from infra.store import connect, runs
 from jobs.tuning.ledger import Ledger
 
 SWEEP = "runs/sw"
+COMMAND = [sys.executable, "-m", "ray.scripts.scripts"]
+"""`ray`, of this environment."""
 SAMPLE = ["--sample", "objective.lambda.label=loguniform:0.1:100", "optim.lr=loguniform:1e-5:1e-2"]
 KEEPING = ["--train.checkpoint-every", "20", "--train.keep", "20"]
 STEPS = ["--train.steps", "120", "--train.batch", "20", "--train.validate-every", "20", "--train.log-every", "5"]
@@ -104,6 +106,15 @@ def one_honest_record(place: Path, trials: int, jumps: bool = False) -> list[dic
     return children
 
 
+def drain(address: str, node: str, environment: Mapping[str, str]) -> None:
+    """Say of a node of Ray's that it is to go, as a cloud's autoscaler does before it takes a machine away."""
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    subprocess.run(
+        [*COMMAND, "drain-node", "--address", address, "--node-id", node, *reason],
+        env=os.environ | environment, check=True, capture_output=True,
+    )  # fmt: skip
+
+
 class Node:
     """One of a Ray cluster's, on this machine, with a core of its own; to be killed with everything that runs on it."""
 
@@ -111,7 +122,7 @@ class Node:
         log = place / f"{name}.log"
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1",
+                [*COMMAND, "start", "--block", "--num-cpus", "1",
                  "--object-store-memory", "80000000", *options],
                 env=os.environ | RAY, stdout=stream, stderr=stream, start_new_session=True,
             )  # fmt: skip
@@ -160,13 +171,8 @@ class Cluster:
             raise
 
     def drain(self) -> None:
-        """Say of the other node that it is to go, as a cloud's autoscaler does before it takes a machine away."""
-        told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
-        subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address, "--node-id",
-             self.other.id, *told, "--deadline-remaining-seconds", "300"],
-            env=os.environ | RAY, check=True, capture_output=True,
-        )  # fmt: skip
+        """Say of the other node that it is to go."""
+        drain(self.address, self.other.id, RAY)
 
     def close(self) -> None:
         """End what was begun here, and nothing else."""

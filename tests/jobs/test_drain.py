@@ -3,6 +3,8 @@ one: tests/jobs/test_sweep_cluster.py and test_submit_ray.py."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from infra.preemption import StopRequest
+from jobs.submitting.ray import ending_on_drain
 from jobs.tuning import drain
 from jobs.tuning.stall import WHY
 from pipeline.recipes import recipe
@@ -97,3 +100,34 @@ def test_a_training_in_a_thread_saves_where_it_is(
     assert StopRequest._entered == []
     assert train(run, tmp_path, resume=True).status == "finished"
     assert points_of(tmp_path) == list(range(5, 401, 5))
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_job_is_told_once_and_keeps_its_signals(
+    refuses: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where Ray does not let it in: the job runs all the same, and says what it does not hear."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does
+        if refuses:
+            raise RuntimeError("Version mismatch: Python 3.11.9 there\nand more")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    head = Head(monkeypatch, {"mine": 0})
+    try:
+        with ending_on_drain():
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    if refuses:
+        assert said == "this job is not told when its node is drained: Version mismatch: Python 3.11.9 there\n"
+        assert (len(told), head.looks) == (1, 0)
+    else:
+        assert said == ""
+        assert (len(told), head.looks) == (2, 1)

@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 from infra.distributed import free_port
 from infra.journal import JOURNAL, points
 from jobs.cli import main
+from tests.jobs.sweeps import COMMAND, drain
 
 SERVER = ("grpc", "aiohttp_cors", "opencensus", "prometheus_client")
 """Of ray[default]: what the job server cannot do without."""
@@ -29,7 +29,6 @@ Capture = pytest.CaptureFixture[str]
 
 TOKEN = secrets.token_hex(16)
 """Ray reads it once in a process."""
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def address(gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.setenv(name, value)
     place, port = tempfile.mkdtemp(prefix="ray"), free_port()  # Ray's sockets need a short path
     command = [
-        *RAY, "start", "--head", "--block", "--disable-usage-stats",
+        *COMMAND, "start", "--head", "--block", "--disable-usage-stats",
         "--num-cpus=2", f"--port={gcs.rpartition(':')[2]}", f"--dashboard-port={port}", f"--temp-dir={place}",
         f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
@@ -98,7 +97,7 @@ def test_it_saves_and_the_same_command_goes_on(
     if how == "cancelled":
         found = answer(capsys, "cancel", job["job"], "--json")
     else:
-        drain(gcs)
+        drain(gcs, only_node(gcs), {})
         found = ended(capsys, job["job"])
     assert found["state"] == "preempted"
     assert 20 <= reached(out) < 1500
@@ -113,15 +112,14 @@ def test_it_saves_and_the_same_command_goes_on(
     assert [step for step, values in points(out) if "train/objective" in values] == list(range(5, 1501, 5))
 
 
-def drain(gcs: str) -> None:
-    """Say of the only node that it is to go."""
+def only_node(gcs: str) -> str:
+    """As Ray names it."""
     import ray
 
     ray.init(gcs, log_to_driver=False)
-    node = ray.get_runtime_context().get_node_id()
+    node: str = ray.get_runtime_context().get_node_id()
     ray.shutdown()
-    told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
-    subprocess.run([*RAY, "drain-node", "--address", gcs, "--node-id", node, *told], check=True, capture_output=True)
+    return node
 
 
 def ended(capsys: Capture, job: str) -> dict[str, Any]:

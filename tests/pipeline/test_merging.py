@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 
 from infra.errors import UserError
-from pipeline.manifest import MEMBER, NAME, SCHEMA, open_manifest
+from pipeline.manifest import MEMBER, NAME, open_manifest
 from pipeline.writing import merging
 from pipeline.writing.merging import merge
 from pipeline.writing.plan import Part
+from pipeline.writing.shard import _write_rows
 from tests.pipeline.tiny import LABEL, given
 
 ROWS, SHARDS = 20_000, 24
@@ -25,14 +26,9 @@ CORPUS = given("many", LABEL, [])
 def rows_of_shard(partial: Path, number: int, rows: int = ROWS) -> Part:
     """What the writer of a shard leaves of its rows: a label each, whose size is their number in all shards."""
     name, sizes = f"train-{number:06d}", np.arange(number * rows, (number + 1) * rows)
-    keys = pa.array([f"key-{size:08d}" for size in sizes], pa.string())
-    columns = [pa.array((sizes if f.name == "size" else 0 * sizes).astype(f.type.to_pandas_dtype())) for f in MEMBER]
-    lists = pa.ListArray.from_arrays(
-        pa.array(np.arange(rows + 1, dtype=np.int32)), pa.StructArray.from_arrays(columns, fields=list(MEMBER))
-    )
-    schema = SCHEMA.with_metadata({"bytes": "0", "skipped": json.dumps([])})
-    with pa.OSFile(str(partial / "rows" / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_batch(pa.record_batch([keys, lists], schema=schema))
+    keys = [f"key-{size:08d}" for size in sizes]
+    columns = {f.name: (sizes if f.name == "size" else 0 * sizes).astype(str(f.type)) for f in MEMBER}
+    _write_rows(partial, name, {"bytes": "0", "skipped": "[]"}, keys, array("i", range(rows + 1)), columns)
     return Part(name, np.arange(rows))
 
 
