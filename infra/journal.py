@@ -14,6 +14,8 @@ from infra.errors import nearest
 
 JOURNAL = "journal.jsonl"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+NEVER = (-1, math.nan)
+"""Step and value of the last point of a metric that has none."""
 
 
 class Journal:
@@ -27,7 +29,7 @@ class Journal:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(directory / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._last: dict[str, int] = {}  # last step per metric
+        self._last: dict[str, tuple[int, float | str]] = {}  # last step per metric, and its value
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._datasets: list[dict[str, Any]] = []
@@ -52,7 +54,7 @@ class Journal:
 
     def reached(self, name: str) -> int:
         """The last step that a metric has a point of; -1 without any."""
-        return self._last.get(name, -1)
+        return self._last.get(name, NEVER)[0]
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags; the last value counts, and the same again is ignored."""
@@ -66,10 +68,17 @@ class Journal:
         if new not in self._datasets:
             self._append({"dataset": new})
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, float], again: bool = False) -> None:
         """Points of one step. A name's point at or before its last step is ignored: a resumed run replays the
-        steps since its checkpoint, and they are the same bit for bit."""
-        if new := {n: _encode(float(v)) for n, v in values.items() if step > self._last.get(n, -math.inf)}:
+        steps since its checkpoint, and they are the same bit for bit. `again` says that they need not be, as those of a
+        second evaluation: another value at the last step takes its place."""
+        told = {name: _encode(float(value)) for name, value in values.items()}
+        last = {name: self._last.get(name, NEVER) for name in told}
+        if new := {
+            name: value
+            for name, value in told.items()
+            if step > last[name][0] or (again and step == last[name][0] and value != last[name][1])
+        }:
             self._append({"step": int(step), "metrics": new})
 
     def artifact(self, path: Path, folder: str = "") -> None:
@@ -100,7 +109,7 @@ class Journal:
 
     def _remember(self, record: dict[str, Any] | None) -> None:
         if record:
-            self._last.update(dict.fromkeys(record.get("metrics", ()), record.get("step", 0)))
+            self._last.update({name: (record["step"], value) for name, value in record.get("metrics", {}).items()})
             self._params.update(record.get("params", ()))
             self._tags.update(record.get("tags", ()))
             self._datasets += [record["dataset"]] if "dataset" in record else []

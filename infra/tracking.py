@@ -93,8 +93,8 @@ class Tracker:
     def dataset(self, name: str, digest: str, source: str, profile: Mapping[str, object]) -> None:
         self._write(self.journal.dataset, name, digest, source, profile)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._write(self.journal.metrics, step, values)
+    def metrics(self, step: int, values: Mapping[str, float], again: bool = False) -> None:
+        self._write(self.journal.metrics, step, values, again)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         self._write(self.journal.artifact, path, folder)

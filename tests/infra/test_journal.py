@@ -34,3 +34,12 @@ def test_nan_and_infinity_survive_strict_json(tmp_path: Path) -> None:
     assert math.isnan(back.pop("nan"))
     assert back == {name: value for name, value in values.items() if name != "nan"}
     json.loads((tmp_path / JOURNAL).read_text(), parse_constant=pytest.fail)
+
+
+def test_a_second_evaluation_takes_the_place_of_the_first_and_a_replayed_step_does_not(tmp_path: Path) -> None:
+    for again, loss in ((False, 1.0), (False, 2.0), (True, 1.0), (True, 3.0), (True, math.nan), (True, math.nan)):
+        journal = Journal(tmp_path)
+        journal.metrics(7, {"loss": loss}, again)
+        journal.metrics(6, {"loss": 0.0}, again)
+        journal.close()
+    assert [str(values["loss"]) for _, values in points(tmp_path)] == ["1.0", "3.0", "nan"]
