@@ -4,8 +4,8 @@ Every metric that a run's modalities and system define, of its best checkpoint o
 over rows: the joint ELBO and its parts in nats (λ = β = 1), the accuracy of each label from every subset of the other
 modalities; coherence and synergy by oracle classifiers (trained once for the data), linear probes and divergences of
 the latent space, SSIM and PSNR of pictures, perplexity, BLEU and chrF of texts, correlation of pictures and captions;
-with --samples also log-likelihoods and the variance of their log weights, by importance sampling. The numbers do not
-depend on the number of ranks.
+log-likelihoods and the variance of their log weights, by importance sampling. The numbers do not depend on the number
+of ranks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Literal
 
 from infra.distributed import is_worker, launch
 from jobs.arguments import closing_json, find_run, parse, split_name
+from jobs.progress import writing_progress
 from pipeline.settings import check
 
 
@@ -26,9 +27,9 @@ from pipeline.settings import check
 class Options:
     split: str = "test"
     """Which split to read."""
-    samples: int = 0
-    """Importance samples a row for log p(x_i), log p(X) and log p(x_i | x_j) (MVAE: 1000, CelebA 100); 0 leaves them
-    out."""
+    samples: int = 10
+    """Importance samples a row for log p(x_i), log p(X) and log p(x_i | x_j): the fewer, the lower the bound (MVAE:
+    1000, CelebA 100); 0 leaves them out."""
     checkpoint: Literal["best", "last"] = "best"
     """best: the one that the run's own validation metric (train.best) picked. last: the end of training."""
     few: int = 0
@@ -50,13 +51,18 @@ def main(arguments: list[str]) -> int:
     options = parse("evaluate RUN", Options, rest, about=__doc__)
     check(options.samples >= 0, f"--samples {options.samples}: choose 0 or more")
     check(options.few >= 0, f"--few {options.few}: choose 0 (all) or more")
+    check(options.ranks >= 1, f"--ranks {options.ranks}: choose 1 or more")
     directory = find_run(name)
     if options.ranks > 1 and not is_worker():
         return launch([sys.executable, "-m", "jobs.cli", "evaluate", name, *rest], options.ranks, options.port)
     from infra.distributed import start
     from pipeline.evaluate.run import evaluate_run
 
-    result = evaluate_run(directory, options.split, samples=options.samples, which=options.checkpoint, few=options.few)
+    with writing_progress(f"evaluate {directory.name}") as progress:
+        result = evaluate_run(
+            directory, options.split, samples=options.samples, which=options.checkpoint, few=options.few,
+            progress=progress,
+        )  # fmt: skip
     if start().is_main:
         print(f"{directory} at step {result.step}, split {options.split}")
         for metric, score in sorted(result.scores.items()):

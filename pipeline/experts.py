@@ -115,11 +115,15 @@ class Mixture:
 
     def sample(self, noise: Tensor) -> Tensor:
         """(K, B, Z) from noise (K, B, Z + 1); not differentiable with respect to the weights."""
-        uniform_KB, below_TB = torch.special.ndtr(noise[..., -1]), self.weight_TB.cumsum(0)
+        return self.component(noise[..., -1]).sample(noise[..., :-1])
+
+    def component(self, noise_KB: Tensor) -> Gaussian | Laplace:
+        """q_t of each row, (K, B, Z), t being drawn by weight from standard normal noise."""
+        uniform_KB, below_TB = torch.special.ndtr(noise_KB), self.weight_TB.cumsum(0)
         # none beyond the last that weighs something, be the uniform number 1 or the sum a little less
         drawn_KB = ((uniform_KB[:, None] >= below_TB) & (below_TB < below_TB[-1])).sum(1)
         index = drawn_KB[..., None].expand(*drawn_KB.shape, self.components.mu.shape[-1])
-        return self.components.map(lambda tensor: tensor.gather(0, index)).sample(noise[..., :-1])
+        return self.components.map(lambda tensor: tensor.gather(0, index))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density in nats of z (K, B, Z): (K, B)."""

@@ -11,6 +11,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modalities import Attributes
 from pipeline.batch import Batch
@@ -19,6 +20,8 @@ from pipeline.config import Run
 from pipeline.evaluate.classification import metric_name, subsets
 from pipeline.evaluate.scored import Scored, bootstrap, mean_of
 from pipeline.evaluate.subject import Subject, filled
+from pipeline.experts import Mixture
+from pipeline.noise import normal, uniform
 from pipeline.objectives.systems import family_of
 from pipeline.posteriors import generates
 from pipeline.stream import in_order, rows_for_rank
@@ -48,10 +51,11 @@ def questions(run: Run) -> list[Question]:
 
 @torch.no_grad()
 def attribute_accuracy(subject: Subject) -> dict[str, Scored]:
-    """A study: `accuracy/…_given_…`, `balanced/…_given_…` and `majority/…` of each member of attributes.
+    """A study: `accuracy/…_given_…`, `balanced/…_given_…`, `sampled/…_given_…` and `majority/…` of each member.
 
-    An attribute is said to apply where p(attribute | z) > 1/2 at the mean of q(z | subset); `majority` is the accuracy
-    of saying for each what holds for most of the training split. Rows count that have the attributes and what is given;
+    An attribute is said to apply where p(attribute | z) > 1/2 at the mean of q(z | subset). `sampled` is the accuracy
+    of one drawn from p(attribute | z) at a z drawn from q(z | subset), as in figure 9 (a). `majority` is that of saying
+    for each what holds for most of the training split. Rows count that have the attributes and what is given;
     accuracies are means over attributes. Collective.
     """
     asked = questions(subject.run)
@@ -60,17 +64,19 @@ def attribute_accuracy(subject: Subject) -> dict[str, Scored]:
         return {}
 
     def look(batch: Batch, _: Batch) -> dict[str, np.ndarray]:
-        truth = {member: _stacked([filled(batch, name, np.nan) for name in group]) for member, group in groups.items()}
-        said = {metric_name(member, given): _said(subject, batch, group, given) for member, group, given in asked}
-        return truth | said
+        told = {member: _stacked([filled(batch, name, np.nan) for name in group]) for member, group in groups.items()}
+        for question in asked:
+            told |= _said(subject, batch, question)
+        return told
 
     found = subject.collect(look)
     result: dict[str, Scored] = {}
     for member, _, given in asked:
-        name = metric_name(member, given)
+        name, sampled = metric_name(member, given), metric_name(member, given, "sampled")
         truth, said = _without_gaps(found[member], found[name])
         result[name] = accuracy(truth, said)
-        result[name.replace("accuracy", "balanced", 1)] = balanced_accuracy(truth, said)
+        result[metric_name(member, given, "balanced")] = balanced_accuracy(truth, said)
+        result[sampled] = accuracy(*_without_gaps(found[member], found[sampled]))
     for member, rate in _training_rates(subject, groups).items():
         majority = np.where(np.isnan(rate), rate, rate > 0.5)
         truth, said = _without_gaps(found[member], np.broadcast_to(majority, found[member].shape))
@@ -101,14 +107,25 @@ def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> Scored:
     return bootstrap(balanced, len(truth))
 
 
-def _said(subject: Subject, batch: Batch, group: tuple[str, ...], given: tuple[str, ...]) -> np.ndarray:
-    """Of every row 1 or 0 for each attribute, (B, A); NaN where it lacks something that is given."""
-    model, shown = subject.model, batch.only(frozenset(given))
-    z = model.posterior(shown).mu
-    likely = [model.modalities[name].mean(model.decode(name, z, shown)).cpu().numpy() for name in group]
-    names = list(model.modalities)
+def _said(subject: Subject, batch: Batch, question: Question) -> dict[str, np.ndarray]:
+    """By metric of every row 1 or 0 for each attribute, (B, A): the likelier one, and one that is drawn, whose noise
+    hangs on seed and row; NaN where the row lacks something that is given."""
+    (member, group, given), model, seed = question, subject.model, subject.run.seed
+    shown, names = batch.only(frozenset(given)), list(model.modalities)
     has = np.asarray(batch.present_BM[:, [names.index(name) for name in given]].all(1))
-    return np.where(has[:, None], _stacked(likely) > 0.5, np.float32(np.nan))
+    posterior = model.posterior(shown)
+    width = posterior.noise if isinstance(posterior, Mixture) else model.latent
+    drawn = posterior.sample(normal(seed, f"sampled {member}", batch.row_B, 1, width))[0]
+
+    def likely(z: Tensor) -> np.ndarray:
+        return _stacked([model.modalities[name].mean(model.decode(name, z, shown)).cpu().numpy() for name in group])
+
+    mean, sampled = likely(posterior.mu), likely(drawn)
+    noise = uniform(normal(seed, f"drawn {member}", batch.row_B, 1, 1).flatten(), member, sampled.shape[1])
+    said = {"accuracy": mean > 0.5, "sampled": noise.cpu().numpy() < sampled}
+    return {
+        metric_name(member, given, kind): np.where(has[:, None], one, np.float32(np.nan)) for kind, one in said.items()
+    }
 
 
 def _stacked(values: list[np.ndarray]) -> np.ndarray:

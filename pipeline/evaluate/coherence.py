@@ -5,7 +5,8 @@ parts are given. Joint coherence: pictures of different modalities, made of one 
 (MMVAE section 4.2 and table 2; SVAE section 4, table 1 and figure 7). A picture in strips (run.examine.parts) is made
 whole, the strip that is given too, and judged whole; of its joint generation the papers show pictures only.
 
-Pictures are means of p(x | z) at the mean of q(z | what is given), as accuracies of labels are.
+Pictures are means of p(x | z) at the mean of q(z | what is given), of a mixture at that of a component which is drawn
+for the row: the mean of all components may be where none of them is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.evaluate.labelled import label_of
 from pipeline.evaluate.oracle import Oracle, Task, oracle_of
 from pipeline.evaluate.scored import Scored, mean_of, of_sums
 from pipeline.evaluate.subject import Subject, filled
+from pipeline.experts import Gaussian, Laplace, Mixture
 from pipeline.noise import normal
 from pipeline.objectives.systems import family_of
 from pipeline.posteriors import generates
@@ -114,7 +116,7 @@ def coherence(subject: Subject, oracles: Mapping[str, Oracle]) -> dict[str, Scor
             told[f"oracle/accuracy.{picture}"] = right(picture, strips, parts)
         for metric, (picture, given) in asked.items():
             shown = batch.only(frozenset(given))
-            z = model.posterior(shown).mu
+            z = _centre(run, model.posterior(shown), batch)
             strips = [run.modalities[part].mean(model.decode(part, z, shown)) for part in pictures[picture]]
             told[metric] = right(picture, strips, given)
         return told
@@ -122,6 +124,13 @@ def coherence(subject: Subject, oracles: Mapping[str, Oracle]) -> dict[str, Scor
     collected = subject.collect(look, beside={run.examine.label: label})
     result = {metric: mean_of(rows) for metric, rows in collected.items()}
     return result | ({"coherence/joint": _joint(subject, oracles)} if _jointly(run) else {})
+
+
+def _centre(run: Run, posterior: Gaussian | Laplace | Mixture, batch: Batch) -> torch.Tensor:
+    """(B, Z)."""
+    if not isinstance(posterior, Mixture):
+        return posterior.mu
+    return posterior.component(normal(run.seed, "coherence", batch.row_B, 1, 1)[..., 0]).mu[0]
 
 
 def _joint(subject: Subject, oracles: Mapping[str, Oracle]) -> Scored:

@@ -27,8 +27,9 @@ MOST = 10_000
 def probes(subject: Subject) -> dict[str, Scored]:
     """Accuracies `probe/LABEL_given_NAME` on the split, of rows that have the label and what is given. Collective.
 
-    NaN where fewer than two classes are among the training rows that have both. Nothing where the data have no label
-    run.examine.label, or the system has no posterior without it.
+    `subject.few` limits the rows that are scored, not the training rows that a probe is fitted on. NaN where fewer than
+    two classes are among the training rows that have both. Nothing where the data have no label run.examine.label, or
+    the system has no posterior without it.
     """
     run, world = subject.run, subject.world
     label = label_of(run, subject.manifest)
@@ -38,7 +39,7 @@ def probes(subject: Subject) -> dict[str, Scored]:
     if not asked:
         return {}
     fitted = _means(subject, "train", label, asked, MOST)
-    scored = _means(subject, subject.split, label, asked)
+    scored = _means(subject, subject.split, label, asked, subject.few or None)
     right = {title: _right(fitted, scored, title) for title in asked} if world.is_main else None
     told: dict[str, np.ndarray] = world.gather(right)[0]  # type: ignore[assignment]
     return {f"probe/{run.examine.label}_given_{title}": mean_of(rows) for title, rows in told.items()}

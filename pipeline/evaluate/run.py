@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import Timeout
+from torch import Tensor, nn
 
 from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.disk import write_whole
 from infra.errors import NotInstalled, UserError
-from infra.tracking import Tracker
+from infra.tracking import Tracker, destination_in
 from pipeline import config
+from pipeline.batch import Batch
 from pipeline.config import Run
 from pipeline.data import check_data
 from pipeline.evaluate import OFTEN, Measure, evaluate
@@ -35,6 +37,7 @@ from pipeline.evaluate.quality import picture_quality
 from pipeline.evaluate.scored import Scored
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.texts import digit_accuracy, perplexity, translation
+from pipeline.model import MultimodalVAE
 from pipeline.record import destination, training_lock
 from pipeline.train import build, load_weights
 
@@ -95,6 +98,12 @@ def subject_of(directory: Path, split: str = "test", run: Run | None = None, whi
     """
     run = run or config.load(directory / "run.json")
     checkpoint = checkpoint_of(directory, which)
+    system = checkpoint.meta["run"]["model"]["system"]
+    if system != run.model.system:
+        raise UserError(
+            f"{checkpoint.path} is of a model of the system {system}, and {directory / 'run.json'} says "
+            f"{run.model.system}: its weights mean something else there; give the run its own checkpoints back"
+        )
     manifest = check_data(run)
     if checkpoint.meta["fingerprint"] != manifest.fingerprint:
         raise UserError(
@@ -116,18 +125,24 @@ def evaluate_run(
     which: Which = "best",
     few: int = 0,
     studies: Sequence[Study] = STUDIES,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """All metrics of a run's checkpoint on a split, or on `few` evenly spaced rows; log-likelihoods where `samples`
     are asked for. Collective.
 
     What no row can answer is left out. Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow
-    run. Raises UserError where the data is not the data that the run was trained on.
+    run; a later evaluation takes the place of an earlier one, but those of `few` rows are named after their number
+    (evaluation.test.20.json, `test.20/elbo`). `progress` hears how many rows of all have their log-likelihoods. Raises
+    UserError where the data is not the data that the run was trained on.
     """
     subject = replace(subject_of(directory, split, run, which), few=few)
     measures: list[Measure] = [*OFTEN, sampled_accuracy]
     if samples:
         measures.append(partial(importance_sampled, samples=samples))
     model, world = subject.model, subject.world
+    if progress and world.is_main:
+        rows = len(subject.manifest.split(split))
+        measures.append(_counting(progress, min(few or rows, rows), world.size))
     scores = evaluate(model, model, subject.run, subject.manifest, split, world, measures, few)
     for study in studies:
         try:
@@ -148,9 +163,26 @@ def evaluate_run(
     return result
 
 
-def evaluation_file(split: str, which: Which = "best") -> str:
-    """The file in a run's directory with what `evaluate_run` found."""
-    return f"evaluation.{split}.json" if which == "best" else f"evaluation.{split}.{which}.json"
+def _counting(progress: Callable[[int, int], None], rows: int, ranks: int) -> Measure:
+    """No metric: it only hears of every batch, after the others."""
+    seen = 0
+
+    def count(module: nn.Module, model: MultimodalVAE, run: Run, batch: Batch) -> dict[str, Tensor]:
+        nonlocal seen
+        seen = min(seen + len(batch) * ranks, rows)
+        progress(seen, rows)
+        return {}
+
+    return count
+
+
+def evaluation_file(split: str, which: Which = "best", few: int = 0) -> str:
+    """The file in a run's directory with what `evaluate_run` found: those of `few` rows take no other's place."""
+    return ".".join(["evaluation", _seen(split, few), *([] if which == "best" else [which]), "json"])
+
+
+def _seen(split: str, few: int) -> str:
+    return f"{split}.{few}" if few else split
 
 
 def chosen_by(run: Run) -> str:
@@ -159,11 +191,12 @@ def chosen_by(run: Run) -> str:
 
 
 def _write(result: Evaluation, run: Run) -> None:
-    file = result.directory / evaluation_file(result.split, result.checkpoint)
+    file = result.directory / evaluation_file(result.split, result.checkpoint, result.few)
     options = f"--split {result.split} --checkpoint {result.checkpoint} --samples {result.samples} --few {result.few}"
-    told = {
+    told: dict[str, Any] = {
         "command": f"pairstream evaluate {result.directory} {options}",
         "step": result.step,
+        "trained": Checkpoints(result.directory / "checkpoints").all()[-1],
         "data": result.fingerprint,
         "samples": result.samples,
         "few": result.few,
@@ -176,15 +209,25 @@ def _write(result: Evaluation, run: Run) -> None:
     table = file.with_suffix(".csv")
     with table.open("w", newline="") as lines:
         writer = csv.writer(lines)
-        writer.writerow(["metric", "value", "standard error", "rows"])
-        writer.writerows((metric, one.value, one.error, one.count) for metric, one in sorted(result.scores.items()))
+        writer.writerow(["metric", "value", "standard error", "rows", "step", "data", "command"])
+        source = (result.step, result.fingerprint, told["command"])
+        writer.writerows(
+            (name, one.value, one.error, one.count, *source) for name, one in sorted(result.scores.items())
+        )
     if run.tracking.enabled and result.checkpoint == "best":
         try:
             with training_lock(result.directory):
-                tracker = Tracker(result.directory, destination(run, result.directory), running=False)
+                where = destination_in(result.directory) or destination(run, result.directory)  # where its record is
+                tracker = Tracker(result.directory, where, running=False)
                 chosen = {} if result.validation is None else {chosen_by(run): result.validation}
-                tracker.metrics(result.step, result.metrics | chosen)
+                seen = _seen(result.split, result.few)
+                named = {name.replace(result.split, seen, 1): value for name, value in result.metrics.items()}
+                tracker.metrics(result.step, named | chosen, again=True)
+                tracker.tags({f"evaluation.{seen}": told["command"]})
                 tracker.artifact(table)
-                tracker.close()
+                if (left := tracker.close()).pending:
+                    why = left.error or "no time left"
+                    print(f"MLflow has not got these numbers ({why}); pairstream review --sync delivers them",
+                          file=sys.stderr)  # fmt: skip
         except Timeout:
             print(f"{result.directory} is still training: these numbers are in {table}, not in MLflow")

@@ -58,7 +58,7 @@ def album(
     """
     subject = _subject(run, directory, manifest, split)
     pages = {name: sheet(subject) for name, sheet in SHEETS.items()}
-    if divergences is not None:
+    if divergences:  # none, where no modality has a posterior by itself
         pages["traversals.png"] = traversals.sheet(subject, divergences)
     folder, files = directory / "pictures" / ("" if split == "val" else split), []
     folder.mkdir(parents=True, exist_ok=True)

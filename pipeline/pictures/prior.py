@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
 
-from pipeline.batch import empty_batch
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.batch import Batch, empty_batch
 from pipeline.evaluate.subject import Subject
 from pipeline.noise import normal
 from pipeline.pictures.looks import Words, faces, titled
@@ -17,11 +21,27 @@ SIDE = 8
 
 def samples(subject: Subject, count: int = SIDE * SIDE) -> Values:
     """Everything that the model decodes of z ~ p(z), `count` rows; the noise hangs on seed and row."""
-    model, device = subject.model, subject.world.device
-    row_B = torch.arange(count, device=device)
-    noise = normal(subject.run.seed, "pictures prior", row_B, 1, model.latent)[0]
-    z = model.prior(device).sample(noise)
-    return decoded(subject, model.generated, z, empty_batch(model.modalities, device))  # type: ignore[return-value]
+    batch = rows(subject, count)
+    return decoded(subject, subject.model.generated, latents(subject, batch), batch)  # type: ignore[return-value]
+
+
+def rows(subject: Subject, count: int) -> Batch:
+    """So many rows that have nothing; their keys are their numbers, from 1."""
+    nothing, device = empty_batch(subject.run.modalities, subject.world.device), subject.world.device
+    return replace(
+        nothing,
+        present_BM=np.zeros((count, len(nothing.values)), bool),
+        weight_B=torch.zeros(count, device=device),
+        row_B=torch.arange(count, device=device),
+        keys=[str(row + 1) for row in range(count)],
+    )
+
+
+@torch.no_grad()
+def latents(subject: Subject, batch: Batch) -> Tensor:
+    """z ~ p(z) of each row, (B, Z)."""
+    noise = normal(subject.run.seed, "pictures prior", batch.row_B, 1, subject.model.latent)[0]
+    return subject.model.prior(batch.row_B.device).sample(noise)
 
 
 def sheet(subject: Subject) -> Page | None:

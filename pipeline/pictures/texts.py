@@ -1,4 +1,4 @@
-"""Sentences that a model writes, as lines of Markdown: translations (MVAE tables 11 to 13) and captions of features.
+"""Sentences that a model writes, as lines of Markdown: translations (MVAE section K) and captions of features.
 
 Where features are made of a caption, they are shown by the nearest ones of the training data (MMVAE appendix G).
 """
@@ -18,6 +18,7 @@ from pipeline.batch import Batch
 from pipeline.collate import Collator
 from pipeline.evaluate.subject import Subject, filled
 from pipeline.noise import normal, uniform
+from pipeline.pictures import prior
 from pipeline.pictures.generations import from_subset
 from pipeline.pictures.looks import Words
 from pipeline.pictures.made import Value, decoded, held, lacking, makes, mean_of, rows, samples_of
@@ -30,7 +31,8 @@ TRAINING, READ = 10_000, 1000
 
 
 def translations(subject: Subject) -> list[str]:
-    """The first two sentence modalities made of one z, and of each other; no line where there are not two.
+    """The first two sentence modalities made of one z, of the prior and of both, and of each other; no line where there
+    are not two.
 
     "Likeliest" is the likeliest word after the likeliest word; "drawn" are words drawn from p(x | z) at the same z.
     """
@@ -38,10 +40,14 @@ def translations(subject: Subject) -> list[str]:
     if len(pair) < 2:
         return []
     batch = rows(subject, TRANSLATED, pair)
+    first, second = pair
     lines = [f"# Translations ({subject.split})", ""]
+    if not subject.model.family.conditions:
+        nothing = prior.rows(subject, TRANSLATED)
+        title, z = f"{first} and {second} of one z ~ p(z)", prior.latents(subject, nothing)
+        lines += _section(subject, nothing, title, [], z, pair)
     if {*pair} <= {*makes(subject, pair)}:
         z = samples_of(subject, batch, pair, 1, "translations")[0]
-        first, second = pair
         lines += _section(subject, batch, f"{first} and {second} of one z ~ q(z | {first}, {second})", pair, z, pair)
     for given, wanted in permutations(pair):
         if wanted in makes(subject, [given]):
@@ -56,7 +62,8 @@ def _section(
     """Row by row what is given, what else is real, and what is made."""
     words, data = Words.of(subject), held(batch)
     told = {f"**{name}**": [words.value(name, one) for one in data[name]] for name in given}
-    told |= {f"{name}, real": [words.value(name, one) for one in data[name]] for name in wanted if name not in given}
+    beside = [name for name in wanted if given and name not in given]  # nothing is real of the prior
+    told |= {f"{name}, real": [words.value(name, one) for one in data[name]] for name in beside}
     shown = batch.only(frozenset(given))
     for name, likeliest in decoded(subject, wanted, z_BZ, shown).items():
         told[f"{name}, likeliest"] = [words.value(name, one) for one in likeliest]

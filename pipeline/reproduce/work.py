@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from filelock import Timeout
@@ -151,12 +152,13 @@ class Trained(Work):
 
     def done(self, root: Path) -> Result | None:
         directory = self.directory(root)
-        file = directory / evaluation_file("test", self.checkpoint)
+        file = directory / evaluation_file("test", self.checkpoint, self.few)
         if not file.is_file():
             return self._recorded(root)
-        told = json.loads(file.read_text())
-        asked = (told["samples"], told["few"]) == (self.samples, self.few)
-        if not asked or not all(f"test/{metric}" in told["metrics"] for metric in self.metrics):
+        told = _told(file)
+        if told.get("samples") != self.samples or told["trained"] < self.run.train.steps:
+            return None  # made with other samples, or before the training was at its end
+        if not all(f"test/{metric}" in told["metrics"] for metric in self.metrics):
             return None
         self._check(told["data"], directory)
         scores = {
@@ -172,6 +174,8 @@ class Trained(Work):
             return None
         found = {name: value for name, value in known["metrics"].items() if name.startswith("test/")}
         validation = known["metrics"].get(chosen_by(self.run))
+        if "evaluation.test" not in known["tags"]:
+            return None  # of rows and samples that nobody wrote down
         if validation is None or not all(f"test/{metric}" in found for metric in self.metrics):
             return None
         rows = len(open_manifest(self.run.data).split("test"))
@@ -238,6 +242,15 @@ class Watched(Trained):
 
     def _judge(self, directory: Path) -> None:
         """Validation has said all."""
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """What an evaluation left; nothing where it was cut off."""
+    try:
+        told: dict[str, Any] = json.loads(file.read_text())
+    except ValueError:
+        return {}
+    return told if {"trained", "metrics", "errors", "rows", "data", "samples", "validation"} <= set(told) else {}
 
 
 def _course(file: Path, name: str) -> list[tuple[int, float]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from pipeline.model import MultimodalVAE
 from pipeline.recipes import recipe
 from pipeline.settings import Model, Training
 from pipeline.shards import BLOCK
+from pipeline.train import build
 from pipeline.writing import write
 from tests.pipeline.batches import small_model
 from tests.pipeline.tiny import given
@@ -135,7 +137,7 @@ def test_numbers_of_a_model_whose_answers_are_known(data: str) -> None:
     assert set(found) == {
         *(
             f"{kind}/flags_given_{seen}"
-            for kind in ("accuracy", "balanced")
+            for kind in ("accuracy", "balanced", "sampled")
             for seen in ("image", "other", "image_other")
         ),
         "majority/flags",
@@ -161,9 +163,61 @@ def test_numbers_of_a_model_whose_answers_are_known(data: str) -> None:
 def test_attributes_as_modalities_of_their_own_compare(data: str) -> None:
     together = study(a_run(data, {name: STORED[name] for name in ("image", "flags")}))
     apart = study(a_run(data, PARTS))
-    assert set(apart) == {"accuracy/flags_given_image", "balanced/flags_given_image", "majority/flags"}
+    kinds = ("accuracy", "balanced", "sampled")
+    assert set(apart) == {*(f"{kind}/flags_given_image" for kind in kinds), "majority/flags"}
     for name, scored in apart.items():
         same(scored, together[name])
+
+
+# Drawn attributes
+
+
+def unsure(model: MultimodalVAE, sureness: float, slope: float) -> MultimodalVAE:
+    """`as_seen`, but z is 1 or -1 as `image` shows, by an expert that is so sure, and flags' logits are `slope` z."""
+    model = as_seen(model)
+    model.encoders["image"] = Says(lambda x: 2 * x - 1, sureness)
+    for name in model.decoders:
+        if name not in ("image", "other"):
+            answer = model.decoders[name].answer
+            model.decoders[name] = Says(lambda z, answer=answer: slope * answer(z))  # type: ignore[misc]
+    return model
+
+
+def drawn_over_seeds(data: str, modalities: dict[str, AnyModality], sureness: float, slope: float) -> list[Scored]:
+    run = a_run(data, modalities, 1000)
+    model = unsure(MultimodalVAE(modalities, COUNT), sureness, slope)
+    return [study(replace(run, seed=seed), model)["sampled/flags_given_image"] for seed in range(30)]
+
+
+@pytest.mark.parametrize("modalities", [STORED, PARTS])
+@pytest.mark.parametrize(
+    ("sureness", "slope", "share"),
+    [
+        (30.0, np.log(4.0), 0.8),  # z is certain, an attribute has a probability of 0.8
+        (0.0, 99.0, norm.cdf(0.5 / np.sqrt(0.5))),  # an attribute is certain given z, which is drawn from N(1/2, 1/2)
+    ],
+)
+def test_attributes_are_drawn_as_likely_as_they_are(
+    data: str, modalities: dict[str, AnyModality], sureness: float, slope: float, share: float
+) -> None:
+    drawn = drawn_over_seeds(data, modalities, sureness, slope)
+    there = rows("test", "flags", "image")
+    agree = (there["flags"] == there["image"]).mean()
+    expected = agree * share + (1 - agree) * (1 - share)
+    values = [scored.value for scored in drawn]
+    assert len(set(values)) > 10, "of the seed"
+    assert np.mean(values) == pytest.approx(expected, abs=4 * np.sqrt(share * (1 - share) / (30 * there["flags"].size)))
+    assert np.std(values) == pytest.approx(np.sqrt(share * (1 - share) / there["flags"].size), rel=0.4)
+    assert {scored.count for scored in drawn} == {len(there["flags"])}
+    assert agree - np.mean(values) > 0.1, "the likelier answers are right more often"
+
+
+def test_of_a_mixture_attributes_are_drawn_too(data: str) -> None:
+    run = a_run(data, STORED, system="mmvae")
+    one, other = (study(replace(run, train=Training(batch=batch)), build(run)) for batch in (1000, 7))
+    for seen in ("image", "other", "image_other"):
+        same(one[f"sampled/flags_given_{seen}"], other[f"sampled/flags_given_{seen}"])
+        assert 0.2 < one[f"sampled/flags_given_{seen}"].value < 0.8
 
 
 @pytest.mark.parametrize("modalities", [STORED, PARTS])

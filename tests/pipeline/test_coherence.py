@@ -20,6 +20,7 @@ from pipeline.evaluate.coherence import JOINT, coherence, coherence_names, judge
 from pipeline.evaluate.oracle import Oracle
 from pipeline.evaluate.scored import Scored
 from pipeline.evaluate.subject import Subject, filled
+from pipeline.experts import Gaussian, Mixture
 from pipeline.noise import normal
 from pipeline.settings import Examine, Model
 from tests.pipeline.judging import (
@@ -197,6 +198,28 @@ def test_only_rows_count_that_have_the_label_and_what_is_given(tmp_path: Path) -
         "coherence/parts_given_lower": (1, 2),
         "synergy/parts": (0, 1),
     }
+
+
+def test_a_mixture_is_judged_where_a_component_is_and_not_between_them(tmp_path: Path) -> None:
+    """Components at -1 and 1 know the class, and the mean of both does not."""
+    rows = [("test", {"upper": n % 3, "lower": n % 3, "label": n % 3}) for n in range(30)]
+    run = of_parts(stripes(tmp_path / "d", rows))
+
+    class Torn(ByHand):
+        def posterior(self, batch: Batch) -> Mixture:
+            side = torch.stack([torch.full((len(batch),), side) for side in (-1.0, 1.0)])
+            centres = torch.stack([side, reading(batch, "upper").float().expand(2, -1)], 2)
+            return Mixture(Gaussian(centres, torch.zeros_like(centres)), torch.full((2, len(batch)), 0.5))
+
+    sides = []
+
+    def made(name: str, z: Tensor) -> Tensor:
+        sides.extend(z[:, 0].tolist())
+        return shows((z[:, 1] + (z[:, 0].abs() < 0.5)).long() % 3)
+
+    told = coherence(subject_of(run, Torn(run, lambda batch: batch.weight_B, made)), judges(run))
+    assert told["synergy/parts"].value == 1
+    assert {-1.0, 1.0} == set(sides)
 
 
 @pytest.fixture(name="apart")

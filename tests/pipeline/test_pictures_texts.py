@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modalities import Sentences
+from pipeline.noise import normal
 from pipeline.pictures import texts
 from pipeline.pictures.looks import Words
 from pipeline.pictures.made import decoded, lacking, mean_of, rows, samples_of
@@ -38,6 +39,7 @@ def test_translations_show_the_real_ones_beside_those_made(data: Path) -> None:
     lines = texts.translations(model)
     assert [line for line in lines if line.startswith("#")] == [
         "# Translations (val)",
+        "## says and caption of one z ~ p(z)",
         "## says and caption of one z ~ q(z | says, caption)",
         "## says → caption, at the mean of q(z | says)",
         "## caption → says, at the mean of q(z | caption)",
@@ -72,6 +74,26 @@ def test_pairs_are_decoded_of_one_sample(data: Path) -> None:
     ]  # fmt: skip
     assert lines[2][2] == said.value("says", made["says"][0])
     assert lines[3][2] == said.value("caption", made["caption"][0])
+
+
+def test_pairs_of_the_prior_are_decoded_of_one_sample_too(data: Path) -> None:
+    """No row of the data has anything to do with them."""
+    model = subject(data, "says", "caption")
+    lines = table(texts.translations(model), "## says and caption of one z ~ p(z)")
+    row_B = torch.arange(texts.TRANSLATED)
+    z, batch, said = normal(0, "pictures prior", row_B, 1, 4)[0], rows(model, texts.TRANSLATED), Words.of(model)
+    made = decoded(model, ["says", "caption"], z, batch)
+    drawn = {name: texts.drawn(model, name, z, replace(batch, row_B=row_B)) for name in made}
+    assert len(lines) == 4 * texts.TRANSLATED
+    for row in range(texts.TRANSLATED):
+        assert lines[4 * row : 4 * row + 4] == [
+            [f"`{row + 1}`", "says, likeliest", said.value("says", made["says"][row])],
+            ["", "caption, likeliest", said.value("caption", made["caption"][row])],
+            ["", "says, drawn", said.value("says", drawn["says"][row])],
+            ["", "caption, drawn", said.value("caption", drawn["caption"][row])],
+        ]
+    on_test = texts.translations(subject(data, "says", "caption", split="test"))
+    assert table(on_test, "## says and caption of one z ~ p(z)") == lines
 
 
 CONVOLVED = Sentences(vocabulary=9, length=8, embedding=32, hidden=8, network="cnn")

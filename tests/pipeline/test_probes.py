@@ -99,6 +99,18 @@ def test_at_most_so_many_training_rows_are_read_spread_over_all(run: Run, monkey
     assert len(np.concatenate(read)) == 120 + 270
 
 
+def test_few_rows_are_scored_and_all_are_learnt_from(run: Run) -> None:
+    read: list[np.ndarray] = []
+    alone = halves_alone(run)
+    subject = replace(subject_of(alone, by_hand(alone, read)), few=20)
+    assert {scored.count for scored in probes(subject).values()} == {20}
+    train, test = (
+        np.array([int(key.removeprefix("digit")) for key in subject.manifest.keys(subject.manifest.split(split))])
+        for split in ("train", "test")
+    )
+    assert np.concatenate(read).tolist() == [*train, *test[np.arange(20) * 270 // 20]]
+
+
 def test_two_ranks_say_what_one_says(ranks: Ranks, run: Run, tmp_path: Path) -> None:
     alone = on_a_rank(probes, run, tmp_path)
     both = ranks.run(on_a_rank, probes, run, tmp_path)

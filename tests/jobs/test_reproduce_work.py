@@ -1,0 +1,101 @@
+"""What counts as done: not half a training, half a file, or a number of rows that nobody wrote down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra.store import default_uri, runs
+from jobs.cli import main
+from pipeline.evaluate.run import evaluate_run
+from pipeline.reproduce import archive
+from pipeline.reproduce.shortened import lasting
+from pipeline.reproduce.work import Trained
+from pipeline.train import train
+
+METRIC = "accuracy/label_given_top"
+ROOT = Path("runs/reproduce")
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits_dir)
+    archive._finished.cache_clear()
+
+
+@pytest.fixture
+def work() -> Trained:
+    return Trained(lasting("digits", 1.0), (METRIC,), studies=())
+
+
+def test_an_evaluation_in_the_midst_of_a_training_is_not_its_result(work: Trained) -> None:
+    directory = work.directory(ROOT)
+    directory.mkdir(parents=True)
+
+    def stop(step: int, _: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(work.run, directory, on_step=stop)
+    evaluate_run(directory, run=work.run, studies=())
+    assert work.done(ROOT) is None
+    work.do(ROOT)
+    assert work.share(ROOT) == 1
+    assert work.done(ROOT) is not None
+
+
+@pytest.mark.parametrize("left", ["", "{}", '{"metrics": {"test/accu'])
+def test_an_evaluation_that_was_cut_off_is_made_again(work: Trained, left: str) -> None:
+    work.do(ROOT)
+    before = work.done(ROOT)
+    file = work.directory(ROOT) / "evaluation.test.json"
+    file.write_text(left)
+    assert work.done(ROOT) is None
+    work.do(ROOT)
+    assert work.done(ROOT) == before
+
+
+def test_a_look_at_few_rows_neither_destroys_the_result_nor_passes_for_it(work: Trained) -> None:
+    work.do(ROOT)
+    whole = work.done(ROOT)
+    assert whole is not None
+    directory = work.directory(ROOT)
+    assert main(["evaluate", str(directory), "--few", "20"]) == 0
+    assert work.done(ROOT) == whole
+    told = json.loads((directory / "evaluation.test.20.json").read_text())
+    assert told["rows"][f"test/{METRIC}"] == 20
+    (found,) = runs(default_uri())
+    shutil.rmtree(directory)
+    archive._finished.cache_clear()
+    recorded = work.done(ROOT)
+    assert recorded is not None
+    assert recorded.scores[METRIC].value == whole.scores[METRIC].value == found["metrics"][f"test/{METRIC}"]
+
+
+def test_what_mlflow_has_of_few_rows_alone_is_no_result(work: Trained) -> None:
+    directory = work.directory(ROOT)
+    directory.mkdir(parents=True)
+    train(work.run, directory)
+    assert main(["evaluate", str(directory), "--few", "20"]) == 0
+    shutil.rmtree(directory)
+    archive._finished.cache_clear()
+    assert work.done(ROOT) is None
+
+
+def test_an_evaluation_goes_where_the_run_s_record_is(
+    work: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that is named in passing, and is down, must not have the run's record from then on."""
+    work.do(ROOT)
+    record = work.directory(ROOT) / "tracking.json"
+    before = record.read_text()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert main(["evaluate", str(work.directory(ROOT)), "--samples", "0"]) == 0
+    assert record.read_text() == before
