@@ -2,13 +2,16 @@
 
 Makes a table of the papers again: trains what is missing, goes on with what was cut, takes what is done already (here
 or in MLflow), and writes TABLE.csv and TABLE.png: the paper's number, ours with its spread, seeds, epochs, data,
-command. --budget takes a share of the paper's epochs; the table then says so. --dry-run lists what would be done. A
+command. What has no data here is left out; what fails is told, ends with code 1, and keeps nothing else from being
+made. --budget takes a share of the paper's epochs; the table then says so. --dry-run lists what would be done. A
 signal saves and ends with code 75: the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -18,14 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.distributed import is_worker
 from infra.errors import UserError
-from infra.preemption import REQUEUE, StopRequest
+from infra.preemption import REQUEUE, StopAtOnce, StopRequest
 from infra.store import RUNS
 from jobs.arguments import closing_json, parse, split_name
 from pipeline.settings import Precision, check
 
 if TYPE_CHECKING:
-    from pipeline.reproduce.table import Cell, Table
+    from pipeline.reproduce.table import Cell, Number, Table
     from pipeline.reproduce.work import Work
 
 Works = dict[str, list["Work"]]
@@ -76,13 +80,27 @@ def main(arguments: list[str]) -> int:
     check(options.seeds >= 1 and options.parallel >= 1, "--seeds and --parallel take at least 1")
     extent = Extent(options.budget, options.seeds, options.rows, options.columns)
     cells = in_precision(chosen.cells(extent), options.precision)
-    if not cells:
-        everything = chosen.cells(Extent())
+    _check_names(cells, chosen, options)
+    return _reproduce(chosen, cells, options, f"pairstream reproduce {_told(arguments)}")
+
+
+def _check_names(cells: Sequence[Cell], table: Table, options: Options) -> None:
+    """Raises UserError where some of the rows and columns asked for have no cell."""
+    from pipeline.reproduce.table import Extent
+
+    def idle(cells: Sequence[Cell]) -> list[str]:
+        return [
+            *(f"--rows '{part}'" for part in options.rows if not any(part in cell.row for cell in cells)),
+            *(f"--columns '{name}'" for name in options.columns if all(name != cell.column for cell in cells)),
+        ]
+
+    if idle(cells) or not cells:
+        everything = table.cells(Extent())
         rows, columns = (
             list(dict.fromkeys(names)) for names in zip(*((c.row, c.column) for c in everything), strict=True)
         )
-        raise UserError(f"no such cell; rows: {'; '.join(rows)}; columns: {'; '.join(columns)}")
-    return _reproduce(chosen, cells, options, f"pairstream reproduce {_told(arguments)}")
+        asked = ", ".join(idle(everything)) or "these rows in these columns"
+        raise UserError(f"no such cell: {asked}; rows: {'; '.join(rows)}; columns: {'; '.join(columns)}")
 
 
 def _told(arguments: Sequence[str]) -> str:
@@ -92,40 +110,69 @@ def _told(arguments: Sequence[str]) -> str:
         if skip or one in ("--json", "--dry-run"):
             skip = False
             continue
-        if one in ("--out", "--parallel"):
-            skip = True
+        name, value, _ = one.partition("=")
+        if name in ("--out", "--parallel"):
+            skip = not value
             continue
-        kept.append(f"'{one}'" if " " in one else one)
-    return " ".join(kept)
+        kept.append(one)
+    return shlex.join(kept)
 
 
 def _reproduce(table: Table, cells: list[Cell], options: Options, command: str) -> int:
-    from pipeline.reproduce.table import number_of
-    from pipeline.reproduce.writer import show, write
+    from pipeline.reproduce.table import makeable
+    from pipeline.reproduce.writer import show, writable, write
 
     root = RUNS / "reproduce"
-    works = _by_key(cells)
+    there, absent = makeable(cells)
+    if not there:
+        raise UserError("; ".join(absent))
+    if not options.work:  # else who began this piece of work has said it
+        for sentence in absent:
+            _say(f"{sentence}; its numbers are left out")
+    works = _by_key(there)
     if options.dry_run:
         return _list(works, root, options)
     if options.work:
         check(options.work in works, f"--work {options.work}: no such work in this table (--dry-run lists it)")
-        return _do(works[options.work], root)
+        with StopAtOnce():
+            return _do(works[options.work], root)
+    file, files = options.out / f"{table.name}.csv", []
+    writable(file)
     code = _do_all(works, root, options, command)
-    numbers = [number for cell in cells if (number := number_of(table, cell, root, command))]
-    files = [options.out / f"{table.name}.csv"]
+    numbers, undefined = _numbers(table, there, root, command)
     if numbers:
-        everything = write(numbers, files[0])
-        if table.draw:
-            files.append(table.draw(everything, files[0].with_suffix(".png")))
+        files = write(numbers, file, table.draw)
         show(table.title, table.source, numbers, table.remark)
         for file in files:
             print(f"written: {os.path.relpath(file)}")
-    missing = len(cells) - len(numbers)
+    missing = len(cells) - len(numbers) - undefined
     if missing:
         print(f"{missing} of {len(cells)} numbers are still to be made: the same command goes on")
     if options.json:
-        closing_json({"table": table.name, "numbers": numbers, "missing": missing, "files": files if numbers else []})
+        closing_json({"table": table.name, "numbers": numbers, "missing": missing, "files": files})
     return code
+
+
+def _numbers(table: Table, cells: Sequence[Cell], root: Path, command: str) -> tuple[list[Number], int]:
+    """The numbers that there are, and how many there will never be, which is said."""
+    from pipeline.reproduce.table import Undefined, number_of
+
+    numbers, undefined = [], 0
+    for cell in cells:
+        try:
+            number = number_of(table, cell, root, command)
+        except Undefined as error:
+            undefined += 1
+            _say(error)
+        except UserError:
+            pass  # made of other data, as was said when its work was to be done
+        else:
+            numbers += [number] if number else []
+    return numbers, undefined
+
+
+def _say(what: object) -> None:
+    print(f"pairstream: {what}", file=sys.stderr, flush=True)
 
 
 def _by_key(cells: Sequence[Cell]) -> Works:
@@ -140,6 +187,14 @@ def _by_key(cells: Sequence[Cell]) -> Works:
 
 def _done(same: Sequence[Work], root: Path) -> bool:
     return all(work.done(root) for work in same)
+
+
+def _finished(same: Sequence[Work], root: Path) -> bool:
+    """Whether nothing is left to do. What was made of other data is not finished: `_do` says so."""
+    try:
+        return _done(same, root)
+    except UserError:
+        return False
 
 
 def _list(works: Works, root: Path, options: Options) -> int:
@@ -171,16 +226,31 @@ def _do(same: Sequence[Work], root: Path) -> int:
 
 def _do_all(works: Works, root: Path, options: Options, command: str) -> int:
     """All work that is not done; 75 where a signal came, 1 where some of it failed (and said why), else 0."""
-    left = {key: same for key, same in works.items() if not _done(same, root)}
+    left = {key: same for key, same in works.items() if not _finished(same, root)}
     if len(left) < len(works):
         print(f"{len(works) - len(left)} of {len(works)} pieces of work are done already", file=sys.stderr)
-    if options.parallel == 1:
-        for number, (key, same) in enumerate(left.items(), 1):
-            print(f"{number} of {len(left)}: {key}", file=sys.stderr, flush=True)
-            if code := _do(same, root):
-                return code
-        return 0
-    return _in_parallel(list(left), options)
+    if options.parallel > 1:
+        return _in_parallel(list(left), options)
+    try:
+        with StopAtOnce() as stop:
+            return _in_order(left, root, stop)
+    except SystemExit:  # what there is makes a table all the same
+        return REQUEUE
+
+
+def _in_order(left: Works, root: Path, stop: StopRequest) -> int:
+    failed = 0
+    for number, (key, same) in enumerate(left.items(), 1):
+        print(f"{number} of {len(left)}: {key}", file=sys.stderr, flush=True)
+        try:
+            if (code := _do(same, root)) or stop.asked:
+                return code or REQUEUE
+        except UserError as error:
+            if is_worker():  # the other ranks are at this work still, and would wait for this one
+                raise
+            failed = 1
+            _say(error)
+    return failed
 
 
 def _in_parallel(left: Sequence[str], options: Options) -> int:
@@ -199,7 +269,11 @@ def _in_parallel(left: Sequence[str], options: Options) -> int:
             environment = {**os.environ, "LOCAL_WORLD_SIZE": str(options.parallel)}
             process = subprocess.Popen(command, stdout=STDERR, env=environment)
             running.append(process)
-            return process.wait()
+            code = process.wait()
+            if code < 0 and not stop.asked:
+                name = signal.Signals(-code).name
+                _say(f"{key}: its process was ended by {name}; the same command goes on with it")
+            return code
 
         with ThreadPoolExecutor(options.parallel) as pool:
             waiting = [pool.submit(one, numbered) for numbered in enumerate(left, 1)]
@@ -210,4 +284,4 @@ def _in_parallel(left: Sequence[str], options: Options) -> int:
                             process.terminate()
                 time.sleep(0.2)
         codes = {future.result() for future in waiting}
-    return REQUEUE if REQUEUE in codes else next((code for code in codes if code), 0)
+    return REQUEUE if stop.asked or REQUEUE in codes else int(any(codes))

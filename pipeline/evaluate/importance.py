@@ -69,9 +69,10 @@ def importance_sampled(
 
     Each modality from its own posterior, all of them from the joint one (`log_p/all`), and with at most MANY modalities
     each given each other (`log_p/X_given_Y`, from q(z | y)), whose log weights vary as those of both. The same from
-    other posteriors is named after these: `log_p/X.by_all` (MVAE table 6), `log_p/all.by_X` (tables 2 and 3); with more
-    modalities the first and the joint posterior serve for that, and the first is given all others. A model with conditions has a likelihood of what it
-    generates given these, and no other.
+    other posteriors is named after these: `log_p/X.by_all` (MVAE table 6), `log_p/all.by_X` (tables 2 and 3). With more
+    modalities the first and the joint posterior serve for that, and only the first is conditioned, on all others
+    (`log_p/X_given_others.by_all`). A model with conditions has a likelihood of what it generates given these, and no
+    other.
     """
     told = {}
     for name, estimate in _estimates(model, batch, samples, run.seed).items():

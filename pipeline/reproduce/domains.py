@@ -35,7 +35,8 @@ CURVE = (0.001, 0.01, 0.1, 0.5, 1.0)
 HALF_METRICS = ("synergy/parts", "coherence/parts_given_top", "coherence/parts_given_bottom")
 JOINT_METRICS = ("coherence/joint", "coherence/digits_given_mnist", "coherence/mnist_given_digits")
 BERNOULLI: Mapping[str, Any] = {
-    **{f"modalities.{name}.likelihood": "bernoulli" for name in ("mnist", "digits")},
+    **{f"modalities.{name}.{key}": value for name in ("mnist", "digits")
+       for key, value in (("likelihood", "bernoulli"), ("scale", 1.0))},
     "train.batch": 100, "objective.samples": 1, "objective.lambda.digits": 1.0,
 }  # fmt: skip
 """SVAE's settings for digits of two domains, where the recipe has MMVAE's."""

@@ -52,8 +52,8 @@ def k_effect(extent: Extent) -> list[Cell]:
 def celeba_drop(extent: Extent) -> list[Cell]:
     """Figure 9: MVAE19 where each modality of each face is kept with a probability.
 
-    Its panels: (a) accuracy of attributes drawn given the image, (b) log p(x, y), (c) log p(x), (d) log p(x | y). Beside
-    (a) stands the accuracy of the likelier answers, which the paper does not show.
+    Its panels: (a) accuracy of attributes drawn given the image, (b) log p(x, y), (c) log p(x), (d) log p(x | y).
+    Beside (a) stands the accuracy of the likelier answers, which the paper does not show.
     """
     metrics = ("sampled/attributes_given_image", "accuracy/attributes_given_image", "log_p/all", "log_p/image",
                "log_p/image_given_others.by_image")  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.evaluate.captions import captions
 from pipeline.evaluate.texts import perplexity, translation
 from pipeline.reproduce.domains import curve_cells
-from pipeline.reproduce.plots import beside, coherence_curves, supervision
+from pipeline.reproduce.plots import beside, coherence_curves, translation_curves
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Table
 from pipeline.reproduce.weak import percent
@@ -84,7 +84,7 @@ OTHER_FEATURES = "features of EfficientNet-Lite0 instead of ResNet-101: the data
 TABLES = [
     Table(
         "translation", "English and Vietnamese: log-likelihood of test pairs in nats, translations", "MVAE table 4",
-        translations, supervision,
+        translations, translation_curves,
         f"{ROWS} test rows, {SAMPLES} importance samples; SentencePiece's tokens are not "
         "the paper's words: nats do not compare",
     ),

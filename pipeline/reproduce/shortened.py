@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from infra.errors import UserError
 from pipeline.config import Run, override
 from pipeline.manifest import open_manifest
 from pipeline.recipes import recipe
@@ -21,7 +22,8 @@ def lasting(
     the data at hand.
 
     An epoch is as many rows as the training split has samples, at every fraction of pairs (MVAE section 5.1: "the total
-    number of examples shown to the model is always fixed"). Raises UserError where there are no such data.
+    number of examples shown to the model is always fixed"). Where there are no such data nobody knows how many steps
+    that are: the run is as long as the recipe says, and `makeable` leaves out the cell that it is of.
     """
     run = recipe(name)
     if kept:
@@ -29,7 +31,15 @@ def lasting(
         modalities = {one: run.modalities[one] for one in kept}
         run = replace(run, modalities=modalities, objective=replace(run.objective, lambda_=weights))
     run = override(run, {**(changes or {}), "seed": seed})
-    rows = len(open_manifest(run.data).split("train"))
+    try:
+        rows = training_rows(run.data)
+    except UserError:
+        return run
     steps = max(1, round(epochs * rows / run.train.batch))
     every = max(1, steps // VALIDATIONS)
     return replace(run, train=replace(run.train, steps=steps, validate_every=every, checkpoint_every=every))
+
+
+def training_rows(data: str) -> int:
+    """Samples of a data directory's training split. Raises UserError where there are no such data."""
+    return len(open_manifest(data).split("train"))

@@ -8,9 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infra.errors import UserError
 from pipeline.evaluate.scored import Scored
+from pipeline.reproduce.shortened import training_rows
 from pipeline.reproduce.work import Result, Work
 from pipeline.settings import Precision
+
+
+class Undefined(UserError):
+    """A cell's work is done, and its score is none."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,22 @@ def in_precision(cells: Sequence[Cell], precision: Precision) -> list[Cell]:
     ]
 
 
+def makeable(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells whose data are there, and a sentence for each data directory that is not."""
+    absent: dict[str, str] = {}
+    for data in dict.fromkeys(work.run.data for cell in cells for work in cell.works):
+        try:
+            training_rows(data)
+        except UserError as error:
+            absent[data] = str(error)
+    return [cell for cell in cells if not any(work.run.data in absent for work in cell.works)], list(absent.values())
+
+
 def number_of(table: Table, cell: Cell, root: Path, command: str) -> Number | None:
-    """A cell's number where all of its work is done, else None. Raises UserError where that was made of other data."""
+    """A cell's number where all of its work is done, else None.
+
+    Raises UserError where that was made of other data, and Undefined where there is no such number.
+    """
     found = [[work.done(root) for work in candidate] for candidate in cell.candidates]
     known = [[result for result in results if result] for results in found]
     if any(len(results) < len(candidate) for results, candidate in zip(known, cell.candidates, strict=True)):
@@ -135,6 +155,12 @@ def number_of(table: Table, cell: Cell, root: Path, command: str) -> Number | No
     chosen = 0 if len(known) == 1 else max(range(len(known)), key=lambda n: _validation(known[n]))
     results = known[chosen]
     scores = [result.scores[cell.metric] for result in results]
+    undefined = [r.seed for r, score in zip(results, scores, strict=True) if not score.count or math.isnan(score.value)]
+    if undefined:
+        raise Undefined(
+            f"{cell.row}, {cell.column}: {cell.metric} is undefined for seed {', '.join(map(str, undefined))} and left "
+            "out: all pairs that it was learnt from are of one class, or no test row can tell it"
+        )
     value, spread = _spread(scores)
     work = cell.candidates[chosen][0]
     return Number(

@@ -20,7 +20,7 @@ from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
 from infra.errors import UserError
 from infra.journal import JOURNAL
-from infra.preemption import REQUEUE
+from infra.preemption import REQUEUE, StopRequest
 from pipeline import config
 from pipeline.config import Run
 from pipeline.evaluate.run import STUDIES, Study, Which, checkpoint_of, chosen_by, evaluate_run, evaluation_file
@@ -194,8 +194,9 @@ class Trained(Work):
         directory.mkdir(parents=True, exist_ok=True)
         self._wait(directory)
         if self.share(root) < 1:
-            result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
-            if result.status == "preempted":
+            with StopRequest() as stop:
+                result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
+            if result.status == "preempted" or stop.asked:  # it may come when the last step is done
                 raise Stopped
         self._judge(directory)
 

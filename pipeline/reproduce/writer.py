@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+
+from filelock import FileLock
 
 from infra.disk import write_whole
 from infra.errors import UserError
@@ -18,38 +20,68 @@ KIND = {"ours": float, "spread": float, "epochs": float, "paper_epochs": float, 
 
 
 def read(file: Path) -> list[Number]:
-    """The numbers of a file that `write` made; none where there is no file. Raises UserError for another file."""
+    """The numbers of a file that `write` made; none where there is no file. Raises UserError for another file, and for
+    one that is not whole."""
     if not file.exists():
         return []
-    with file.open(newline="") as lines:
-        reader = csv.DictReader(lines)
-        if reader.fieldnames != COLUMNS:
-            raise UserError(f"{file} is no table of this version: remove it, or choose another --out")
-        return [_number(line) for line in reader]
+    rest = "remove it, or choose another --out: what is done makes its numbers again"
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): {rest}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if reader.fieldnames != COLUMNS:
+        raise UserError(f"{file} is no table of this version: {rest}")
+    try:
+        return [_number(line, text.endswith("\n")) for line in reader]
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged in line {reader.line_num}: {rest}") from None
 
 
-def _number(line: dict[str, str]) -> Number:
+def _number(line: dict[str, str], ended: bool) -> Number:
+    """Raises ValueError or TypeError where cells are missing, too many, or no numbers."""
+    needed = (*(name for name, kind in KIND.items() if kind is int), "ours", "data", "command")
+    if not ended or not all(line[name] for name in needed):
+        raise ValueError
     values = {
         name: KIND.get(name, str)(value) if value or name not in KIND else math.nan for name, value in line.items()
     }
     return Number(**values | {"paper": float(line["paper"]) if line["paper"] else None})  # type: ignore[arg-type]
 
 
-def write(numbers: Sequence[Number], file: Path) -> list[Number]:
-    """Put numbers into a file; those of the same row, column, metric and length take the place of older ones.
+def writable(file: Path) -> None:
+    """Raises UserError where `write` would, before anything is trained for it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(file):
+            read(file)
+    except OSError as error:
+        raise UserError(f"--out {file.parent}: nothing can be written there ({error}); choose another") from None
 
-    Returns all numbers of the file.
+
+def write(
+    numbers: Sequence[Number], file: Path, draw: Callable[[list[Number], Path], Path] | None = None
+) -> list[Path]:
+    """Put numbers into a file; those of the same row, column, metric and length take the place of older ones. All that
+    it holds then is drawn. Returns the files.
+
+    Of two processes at the same table one waits for the other. Raises UserError as `read` does.
     """
-    kept = {_place(number): number for number in read(file)}
-    kept |= {_place(number): number for number in numbers}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for number in kept.values():
-        writer.writerow({name: _written(value) for name, value in asdict(number).items()})
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, text.getvalue())
-    return list(kept.values())
+    with _alone(file):
+        kept = {_place(number): number for number in read(file)}
+        kept |= {_place(number): number for number in numbers}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for number in kept.values():
+            writer.writerow({name: _written(value) for name, value in asdict(number).items()})
+        write_whole(file, text.getvalue())
+        return [file, *([draw(list(kept.values()), file.with_suffix(".png"))] if draw else [])]
+
+
+def _alone(file: Path) -> FileLock:
+    return FileLock(file.with_name(f".{file.name}.lock"))
 
 
 def _place(number: Number) -> tuple[str, str, str, float, int]:
