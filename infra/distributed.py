@@ -181,8 +181,9 @@ def free_port(port: int = 0) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(f"port {port} cannot be used ({error.strerror}); choose another --port, or 0") from None
+        except (OSError, OverflowError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"port {port} cannot be used ({why}); choose another --port, or 0") from None
         return int(probe.getsockname()[1])
 
 

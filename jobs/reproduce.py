@@ -129,16 +129,16 @@ def _reproduce(table: Table, cells: list[Cell], options: Options, command: str) 
     if not options.work:  # else who began this piece of work has said it
         for sentence in absent:
             _say(f"{sentence}; its numbers are left out")
-    works = _by_key(there)
+    works, names = _by_key(there), _names(there)
     if options.dry_run:
-        return _list(works, root, options)
+        return _list(works, names, root, options)
     if options.work:
         check(options.work in works, f"--work {options.work}: no such work in this table (--dry-run lists it)")
         with StopAtOnce():
             return _do(works[options.work], root)
     file, files = options.out / f"{table.name}.csv", []
     writable(file)
-    code = _do_all(works, root, options, command)
+    code = _do_all(works, names, root, options)
     numbers, undefined = _numbers(table, there, root, command)
     if numbers:
         files = write(numbers, file, table.draw)
@@ -185,6 +185,18 @@ def _by_key(cells: Sequence[Cell]) -> Works:
     return works
 
 
+def _names(cells: Sequence[Cell]) -> dict[str, str]:
+    """What each piece of work is for, by its key: the first row and column that need it."""
+    needed: dict[str, list[str]] = {}
+    for cell in cells:
+        for work in cell.works:
+            places, place = needed.setdefault(work.key, []), f"{cell.row}, {cell.column}"
+            places += [place] if place not in places else []
+    return {
+        key: places[0] + (f", and {len(places) - 1} more" if len(places) > 1 else "") for key, places in needed.items()
+    }
+
+
 def _done(same: Sequence[Work], root: Path) -> bool:
     return all(work.done(root) for work in same)
 
@@ -197,15 +209,20 @@ def _finished(same: Sequence[Work], root: Path) -> bool:
         return False
 
 
-def _list(works: Works, root: Path, options: Options) -> int:
+def _list(works: Works, names: dict[str, str], root: Path, options: Options) -> int:
     shares = {key: 1.0 if _done(same, root) else same[0].share(root) for key, same in works.items()}
     for key, share in shares.items():
         run = works[key][0].run
         state = "done" if _done(works[key], root) else f"{share:.0%} trained" if share else "to do"
-        print(f"{key:<48} {run.train.steps:>8,} steps  {state}")
+        print(f"{key:<48} {run.train.steps:>8,} steps  {state:<12} {names[key]}")
     if options.json:
         closing_json(
-            {"work": [{"key": key, "share": share, "done": _done(works[key], root)} for key, share in shares.items()]}
+            {
+                "work": [
+                    {"key": key, "for": names[key], "share": share, "done": _done(works[key], root)}
+                    for key, share in shares.items()
+                ]
+            }
         )
     return 0
 
@@ -224,24 +241,24 @@ def _do(same: Sequence[Work], root: Path) -> int:
     return 0
 
 
-def _do_all(works: Works, root: Path, options: Options, command: str) -> int:
+def _do_all(works: Works, names: dict[str, str], root: Path, options: Options) -> int:
     """All work that is not done; 75 where a signal came, 1 where some of it failed (and said why), else 0."""
     left = {key: same for key, same in works.items() if not _finished(same, root)}
     if len(left) < len(works):
         print(f"{len(works) - len(left)} of {len(works)} pieces of work are done already", file=sys.stderr)
     if options.parallel > 1:
-        return _in_parallel(list(left), options)
+        return _in_parallel({key: names[key] for key in left}, options)
     try:
         with StopAtOnce() as stop:
-            return _in_order(left, root, stop)
+            return _in_order(left, names, root, stop)
     except SystemExit:  # what there is makes a table all the same
         return REQUEUE
 
 
-def _in_order(left: Works, root: Path, stop: StopRequest) -> int:
+def _in_order(left: Works, names: dict[str, str], root: Path, stop: StopRequest) -> int:
     failed = 0
     for number, (key, same) in enumerate(left.items(), 1):
-        print(f"{number} of {len(left)}: {key}", file=sys.stderr, flush=True)
+        print(f"{number} of {len(left)}: {key} ({names[key]})", file=sys.stderr, flush=True)
         try:
             if (code := _do(same, root)) or stop.asked:
                 return code or REQUEUE
@@ -253,7 +270,7 @@ def _in_order(left: Works, root: Path, stop: StopRequest) -> int:
     return failed
 
 
-def _in_parallel(left: Sequence[str], options: Options) -> int:
+def _in_parallel(left: dict[str, str], options: Options) -> int:
     """Each in a process of its own; a signal goes on to them, and no more are begun."""
     arguments = [one for one in sys.argv[1:] if one not in ("--json", "--dry-run")]
     with StopRequest() as stop:
@@ -263,7 +280,7 @@ def _in_parallel(left: Sequence[str], options: Options) -> int:
             number, key = numbered
             if stop.asked:
                 return REQUEUE
-            print(f"{number} of {len(left)}: {key}", file=sys.stderr, flush=True)
+            print(f"{number} of {len(left)}: {key} ({left[key]})", file=sys.stderr, flush=True)
             command = [sys.executable, "-m", "jobs.cli", *arguments, "--parallel", "1", "--work", key]
             # as many share this machine's cores as if they were ranks on it
             environment = {**os.environ, "LOCAL_WORLD_SIZE": str(options.parallel)}

@@ -87,7 +87,9 @@ def checkpoint_of(directory: Path, which: Which = "best") -> Checkpoint:
     checkpoints = Checkpoints(directory / "checkpoints")
     found = checkpoints.best() if which == "best" else checkpoints.latest()[0]
     if found is None:
-        raise UserError(f"{directory} has no checkpoint yet: train it first (pairstream train … --out {directory})")
+        raise UserError(
+            f"{directory} has no checkpoint yet: train it first (pairstream train RECIPE --resume --out {directory})"
+        )
     return found
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.store import default_uri, runs
+from infra.store import default_uri, runs, sqlite_path
 from infra.tracking import TrackingError
 
 
 @cache
 def _finished(uri: str) -> dict[tuple[str, str], dict[str, Any]]:
     """The latest finished run of each (configuration, data); none where there is no store."""
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        return {}  # nothing has been recorded yet
     try:
         found = runs(uri)
-    except TrackingError:
-        return {}  # nothing has been recorded yet, or its server is down: everything is still to be done
+    except TrackingError as error:
+        print(f"pairstream: what MLflow holds is not known ({error}): it counts as not done", file=sys.stderr)
+        return {}
     known = {}
     for run in reversed(found):  # newest first
         tags = run["tags"]

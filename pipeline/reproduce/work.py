@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -206,7 +207,7 @@ class Trained(Work):
         try:
             lock.acquire()
         except Timeout:
-            print(f"{self.key}: another process trains it; waiting until it ends", flush=True)
+            print(f"{self.key}: another process trains it; waiting until it ends", file=sys.stderr, flush=True)
             lock.acquire(timeout=-1)
         lock.release()
 

@@ -80,5 +80,5 @@ def test_every_table_is_made(
     assert {number.data.split()[0] for number in numbers} == {f"data/{corpus}" for corpus in DATA[name]}
     assert cv2.imread(f"runs/reproduce/{name}.png") is not None
     assert main([*command, "--dry-run"]) == 0
-    states = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    states = [line.split("steps")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
     assert set(states) == {"done"}

@@ -73,7 +73,8 @@ def test_a_table_is_made_once_and_says_what_it_is_made_of(place: Path, capsys: p
 
     longer = [one if one != "0.02" else "0.04" for one in COMMAND]
     assert main([*longer, "--dry-run", "--json"]) == 0
-    assert [work["share"] for work in last_line(capsys)["work"]] == [0, 0]
+    listed = last_line(capsys)["work"]
+    assert [(work["share"], work["for"]) for work in listed] == [(0, "MVAE, k = 1, 20 %"), (0, "MVAE, k = 1, 100 %")]
     assert main([*longer, "--columns", "20 %", "--json"]) == 0
     numbers = read(Path(told["files"][0]))
     assert len(numbers) == 3, "a longer training stands beside the shorter, not in its place"
@@ -200,7 +201,7 @@ def test_a_training_that_another_piece_of_work_is_at_is_waited_for(
     work.do(root)
     other.join()
     assert work.done(root)
-    assert "another process trains it; waiting until it ends" in capsys.readouterr().out
+    assert "another process trains it; waiting until it ends" in capsys.readouterr().err
 
 
 def test_the_course_of_a_training_is_told_from_its_journal(place: Path) -> None:

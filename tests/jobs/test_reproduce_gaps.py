@@ -120,19 +120,21 @@ def test_of_several_ranks_none_goes_on_alone(toy: Toy, monkeypatch: pytest.Monke
     assert main(["reproduce", "toy"]) == 2
 
 
-def test_what_fails_in_parallel_ends_with_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_parallel_ends_with_the_same_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Process:
         def __init__(self, command: list[str], **_: Any) -> None:
-            self.code = {"good": 0, "bad": 2, "cut": 75}[command[-1]]
+            self.code = {"good": 0, "fine": 0, "bad": 2, "cut": 75, "killed": -9}[command[-1]]
 
         def wait(self) -> int:
             return self.code
 
     monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
     options = reproduce.Options(parallel=2)
-    assert reproduce._in_parallel(["good", "good"], options) == 0
-    assert reproduce._in_parallel(["good", "bad"], options) == 1
-    assert reproduce._in_parallel(["bad", "cut"], options) == 75
+    for codes, expected in (("good", "fine"), 0), (("good", "bad"), 1), (("bad", "cut"), 75), (("good", "killed"), 1):
+        assert reproduce._in_parallel(dict.fromkeys(codes, "a row"), options) == expected
+    assert "killed: its process was ended by SIGKILL" in capsys.readouterr().err
 
 
 def test_what_has_no_data_is_left_out_with_a_sentence(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:

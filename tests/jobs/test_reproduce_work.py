@@ -99,3 +99,15 @@ def test_an_evaluation_goes_where_the_run_s_record_is(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main(["evaluate", str(work.directory(ROOT)), "--samples", "0"]) == 0
     assert record.read_text() == before
+
+
+def test_a_store_that_does_not_answer_is_told_and_one_that_is_not_there_yet_is_not(
+    work: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert work.done(ROOT) is None
+    assert not capsys.readouterr().err
+    Path("runs").mkdir()
+    Path("runs/mlflow.db").write_bytes(b"no database" * 1000)
+    archive._finished.cache_clear()
+    assert work.done(ROOT) is None
+    assert "what MLflow holds is not known" in capsys.readouterr().err
