@@ -24,6 +24,7 @@ from pipeline.posteriors import Distribution
 
 ACTIVE = 0.01
 """A dimension is active where its posterior mean varies by more than so much (Burda et al. 2016)."""
+OF_ROW = "_of_row"
 Moments = dict[str, tuple[float, np.ndarray, np.ndarray]]
 """How many rows, and the sums (W,) of their numbers and of these squared."""
 
@@ -45,7 +46,8 @@ def _posterior_of(run: Run, given: tuple[str, ...]) -> bool:
 
 def latents(subject: Subject) -> dict[str, Scored]:
     """Of each modality and of all together: `latents/active.NAME`, how many dimensions are active, and
-    `latents/kl.NAME`, KL(q(z | NAME) || p(z)) in nats. Collective.
+    `latents/kl.NAME`, KL(q(z | NAME) || p(z)) in nats; of two modalities `latents/symmetric_kl.ONE+OTHER`, the mean of
+    both directions' divergences between their posteriors (MMVAE figure 5). Collective.
 
     A mixture's divergence has no closed form: `latents/kl.all` is missing there.
     """
@@ -55,8 +57,8 @@ def latents(subject: Subject) -> dict[str, Scored]:
         if kind == "mean":
             active = np.sum(_variance(count, sums, squares) > ACTIVE)
             result[f"latents/active.{what}"] = Scored(float(active), float("nan"), int(count))
-        elif kind == "kl_of_row":
-            result[f"latents/kl.{what}"] = of_sums(float(sums[0]), float(squares[0]), count)
+        elif kind.endswith(OF_ROW):
+            result[f"latents/{kind.removesuffix(OF_ROW)}.{what}"] = of_sums(float(sums[0]), float(squares[0]), count)
     return result
 
 
@@ -72,7 +74,7 @@ def per_dimension(subject: Subject) -> dict[str, np.ndarray]:
         kind, _, what = name.partition("/")
         if kind == "mean":
             found[f"variance/{what}"] = _variance(count, sums, squares)
-        elif not kind.endswith("_of_row"):
+        elif not kind.endswith(OF_ROW):
             found[name] = sums / count if count else np.full_like(sums, np.nan)
     return found
 
@@ -123,7 +125,9 @@ def _numbers(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor]]:
             singles[title] = posterior
     for one, other in combinations(singles, 2) if len(singles) <= MANY else ():
         both = (_kl(singles[one], singles[other]) + _kl(singles[other], singles[one])) / 2
-        yield f"symmetric_kl/{one}+{other}", both[having((one, other))]
+        divergence = both[having((one, other))]
+        yield f"symmetric_kl/{one}+{other}", divergence
+        yield f"symmetric_kl_of_row/{one}+{other}", divergence.sum(1, keepdim=True)
     for expert, share in shares(model, batch).items():
         yield f"precision/{expert}", share[having(tuple(names))]
 

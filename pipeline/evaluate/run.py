@@ -31,7 +31,7 @@ from pipeline.evaluate.classification import sampled_accuracy
 from pipeline.evaluate.coherence import coherence, oracles
 from pipeline.evaluate.frechet import prior_samples
 from pipeline.evaluate.importance import importance_sampled
-from pipeline.evaluate.latents import latents
+from pipeline.evaluate.latents import latents, per_dimension
 from pipeline.evaluate.probes import probes
 from pipeline.evaluate.quality import picture_quality
 from pipeline.evaluate.scored import Scored
@@ -75,6 +75,8 @@ class Evaluation:
     """The run's own validation metric (train.best) at this checkpoint."""
     scores: dict[str, Scored]
     """By metric, each with its standard error over the rows."""
+    dimensions: dict[str, list[float | None]]
+    """Of each latent dimension, as `per_dimension` names it."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -155,11 +157,15 @@ def evaluate_run(
                 raise
             if world.is_main:
                 print(f"left out: {lack}", file=sys.stderr)
+    told_apart = per_dimension(subject) if latents in studies else {}
+    dimensions = {name: [None if math.isnan(one) else one for one in row.tolist()] for name, row in told_apart.items()}
     checkpoint, metric = checkpoint_of(directory, which), subject.run.train.best
     best, at_last = checkpoint.meta["best"], checkpoint.meta["progress"]["metrics"].get(metric)
     validation = best["value"] if which == "best" and best else at_last
     fingerprint = subject.manifest.fingerprint
-    result = Evaluation(directory, split, which, samples, few, checkpoint.step, fingerprint, validation, scores)
+    result = Evaluation(
+        directory, split, which, samples, few, checkpoint.step, fingerprint, validation, scores, dimensions
+    )
     if world.is_main:
         _write(result, subject.run)
     return result
@@ -206,6 +212,7 @@ def _write(result: Evaluation, run: Run) -> None:
         "metrics": result.metrics,
         "errors": {metric: score.error for metric, score in result.scores.items() if not math.isnan(score.error)},
         "rows": {metric: score.count for metric, score in result.scores.items()},
+        "dimensions": result.dimensions,
     }
     write_whole(file, json.dumps(told, indent=2) + "\n")
     table = file.with_suffix(".csv")

@@ -13,6 +13,10 @@ LOGITS = (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 """Ticks of a scale on which 98 and 99 % are as far apart as 1 and 2 %."""
 MARKERS = "osD^v"
 """Of the lengths of training of one row, which have its colour."""
+LONG = 7
+"""Letters of a tick's name beyond which neighbours may overlap."""
+ACROSS = 4
+"""Panels side by side where there are many."""
 TRANSLATION = {
     "log_p": "log-likelihood of a pair, log_p/all (nats)",
     "bleu": "BLEU of translations (0 to 100)",
@@ -54,7 +58,9 @@ def curves(
         if logarithmic:
             axis.set_xscale("log")
         ticks = sorted({_place(number) for number in mine})
-        axis.set_xticks(ticks, [_name(mine, tick) for tick in ticks], fontsize=8)
+        names = [_name(mine, tick) for tick in ticks]
+        slanted: Any = {"rotation": 30, "ha": "right"} if max(map(len, names)) > LONG else {}
+        axis.set_xticks(ticks, names, fontsize=8, **slanted)
         ends = [value for n in mine for value in (n.ours, n.paper) if value is not None and not math.isnan(value)]
         if shares and ends and min(ends) > 0 and max(ends) < 1:
             axis.set_yscale("logit", nonpositive="clip")
@@ -92,9 +98,12 @@ def beside(numbers: Sequence[Number], file: Path) -> Path:
     numbers = _one_each(numbers, lambda n: (n.row, n.column, n.metric, _length(n)))
     metrics = list(dict.fromkeys((number.column, number.metric) for number in numbers))
     height = max(sum((n.column, n.metric) == metric for n in numbers) for metric in metrics)
-    figure = Figure(figsize=(4.2 * len(metrics), 1.5 + 0.4 * height))
-    axes = figure.subplots(1, len(metrics), squeeze=False)
-    for axis, (column, metric) in zip(axes[0], metrics, strict=True):
+    across, down = min(len(metrics), ACROSS), -(-len(metrics) // ACROSS)
+    figure = Figure(figsize=(4.2 * across, (1.5 + 0.4 * height) * down))
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(metrics) :]:
+        axis.set_visible(False)
+    for axis, (column, metric) in zip(axes, metrics, strict=False):
         mine = [number for number in numbers if (number.column, number.metric) == (column, metric)]
         places: Any = range(len(mine))
         axis.errorbar([n.ours for n in mine], places, xerr=[n.spread for n in mine], fmt="o", capsize=2, label="ours")
@@ -102,7 +111,8 @@ def beside(numbers: Sequence[Number], file: Path) -> Path:
         if known:
             axis.plot(*zip(*known, strict=True), "x", color="grey", label="the paper")
         rows = [number.row for number in mine]
-        names = [n.row if rows.count(n.row) == 1 else f"{n.row} ({_length(n)})" for n in mine]
+        lengths = [f" ({_length(n)})" if rows.count(n.row) > 1 else "" for n in mine]
+        names = [n.row.removesuffix(f": {metric}") + told for n, told in zip(mine, lengths, strict=True)]
         axis.set_yticks(places, names, fontsize=7)
         axis.invert_yaxis()
         axis.set_title("\n".join(dict.fromkeys((column, metric))), fontsize=8)
@@ -131,7 +141,7 @@ def _draw_papers(axis: Any, numbers: Sequence[Number], colours: Mapping[str, Any
         if len(rows) == 1:
             told["the paper's, beside our row of the same colour"] = "grey"
         else:
-            told[f'the paper\'s, beside our row "{rows[0]}" and {len(rows) - 1} more'] = "black"
+            told[f'the paper\'s, beside our row "{min(rows, key=len)}" and {len(rows) - 1} more'] = "black"
     for label, colour in told.items():
         axis.plot([], [], color=colour, label=label, **dashed)
 

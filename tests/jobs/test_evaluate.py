@@ -32,13 +32,16 @@ def test_every_metric_that_applies_is_there_without_an_option(capsys: pytest.Cap
     assert main(["evaluate", "a", "--json"]) == 0
     out, err = capsys.readouterr()
     assert "evaluate a: 270 of 270 samples" in err
-    told = json.loads(out.splitlines()[-1])["metrics"]
+    whole = json.loads(out.splitlines()[-1])
+    told, of_each = whole["metrics"], whole["dimensions"]
     names = ("log_p/all", "log_p/top", "log_p/top_given_label", "log_weight_variance/all", "elbo", "synergy/parts",
              "accuracy/label_given_top", "sampled/label_given_top", "probe/label_given_top", "ssim/top_given_bottom",
-             "latents/kl.top", "precision.label")  # fmt: skip
+             "latents/kl.top", "latents/symmetric_kl.top+bottom", "precision.label")  # fmt: skip
     assert {f"test/{name}" for name in names} <= set(told)
     assert told["test/elbo"] < told["test/log_p/all"] < 0
     assert told["test/log_p/label_given_top"] < 0
+    assert sum(of_each["kl/top"]) == pytest.approx(told["test/latents/kl.top"], rel=1e-4)
+    assert len(of_each["symmetric_kl/top+bottom"]) == len(of_each["kl/top"]) > 1
 
 
 def test_mlflow_has_the_last_evaluation_and_keeps_that_of_few_rows_apart(capsys: pytest.CaptureFixture[str]) -> None:

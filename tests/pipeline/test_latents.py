@@ -81,8 +81,11 @@ def test_divergences_are_those_of_torch(digits_dir: Path, system: str) -> None:
     assert ("latents/kl.all" in told) == (not mixed)
     for one, other in combinations(NAMES, 2):
         p, q = by_torch(posteriors[one]), by_torch(posteriors[other])
-        both = (kl_divergence(p, q) + kl_divergence(q, p)).mean(0) / 2
-        np.testing.assert_allclose(found[f"symmetric_kl/{one}+{other}"], both, rtol=1e-4, atol=1e-5)
+        both = (kl_divergence(p, q) + kl_divergence(q, p)) / 2
+        np.testing.assert_allclose(found[f"symmetric_kl/{one}+{other}"], both.mean(0), rtol=1e-4, atol=1e-5)
+        scored = told[f"latents/symmetric_kl.{one}+{other}"]
+        assert scored.value == pytest.approx(float(both.sum(1).mean()), rel=1e-4)
+        assert scored.error == pytest.approx(float(both.sum(1).std()) / np.sqrt(270), rel=1e-3)
     means = {name: posterior.mu for name, posterior in posteriors.items()} | {"all": everything.mu}
     for name, mean in means.items():
         variance = mean.numpy().astype(np.float64).var(0)
@@ -90,7 +93,7 @@ def test_divergences_are_those_of_torch(digits_dir: Path, system: str) -> None:
         assert told[f"latents/active.{name}"].value == (variance > 0.01).sum()
         assert told[f"latents/active.{name}"].count == 270
     expected = {f"latents/active.{name}" for name in means} | {f"latents/kl.{name}" for name in posteriors}
-    assert set(told) == expected
+    assert set(told) == expected | {f"latents/symmetric_kl.{one}+{other}" for one, other in combinations(NAMES, 2)}
 
 
 @pytest.mark.parametrize(("system", "prior"), [("mvae", 1), ("svae", 0), ("vaevae-a", 0), ("mvae-q", 0)])

@@ -1,0 +1,47 @@
+"""The papers' rows that our tables have, each with its own work and number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modalities import Image
+from pipeline.reproduce.domains import TWO_LEVELS, two_domains, two_domains_levels
+from pipeline.reproduce.table import Extent
+from pipeline.reproduce.weak import multimnist_weak
+
+
+@pytest.fixture(autouse=True)
+def _without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_table_10_has_jmvae_on_the_pairs_alone() -> None:
+    cells = {(cell.row, cell.column): cell for cell in multimnist_weak(Extent())}
+    cell = cells["JMVAE", "5 %"]
+    assert (cell.paper, cell.metric) == (0.1772, "digits/string_given_image")
+    (work,) = cell.works
+    assert (work.run.model.system, work.run.pairing.complete_share) == ("jmvae", 1.0)
+
+
+def test_each_single_vae_is_probed_in_its_own_domain() -> None:
+    cells = {(cell.row, cell.metric): cell for cell in two_domains(Extent())}
+    for name, paper in (("mnist", 85.3), ("digits", 20.7)):
+        cell = cells["VAE", f"probe/label_given_{name}"]
+        (work,) = cell.works
+        assert (cell.paper, list(work.run.modalities), work.run.model.system) == (paper, [name], "vae")
+
+
+def test_figure_7_trains_every_system_with_its_paper_s_settings() -> None:
+    runs = {cell.row: work.run for cell in two_domains_levels(Extent()) for work in cell.works}
+    assert set(runs) == set(TWO_LEVELS)
+    mnist = {row: run.modalities["mnist"] for row, run in runs.items()}
+    assert all(isinstance(image, Image) for image in mnist.values())
+    assert {row: (run.optim.lr, run.objective.samples, mnist[row].likelihood) for row, run in runs.items()} == {
+        "MMVAE": (1e-3, 30, "laplace"),
+        "SVAE": (1e-4, 1, "bernoulli"),
+        "VAEVAE": (1e-3, 1, "bernoulli"),
+        "VAEVAE*": (1e-3, 1, "bernoulli"),
+    }  # fmt: skip
+    assert {run.train.best for run in runs.values()} == {"val/coherence/joint"}
