@@ -23,6 +23,8 @@ MOST_PRECISION = 0.9
 """Share of the joint posterior's precision above which an expert is overdominant."""
 LOST = 0.25
 """Share of the best accuracy so far that may be lost."""
+NOISE = 0.1
+"""Accuracy that may be lost, however little was reached: models of a few steps guess by turns."""
 HELD_UP = 0.2
 """Share of a step's time that the other ranks may wait for the slowest one."""
 SLOW = "slow rank"
@@ -100,7 +102,7 @@ class Alarms:
                     + self._lighter(name),
                 )
         for name, (best, before) in self._best.items():
-            if name in metrics and metrics[name] < (1 - LOST) * best:
+            if name in metrics and metrics[name] < min((1 - LOST) * best, best - NOISE):
                 label, _, given = name.removeprefix(ACCURACY).partition("_given_")
                 grown = {expert: share - before.get(expert, 0.0) for expert, share in shares.items()}
                 loudest = max(grown, key=grown.__getitem__, default=label)

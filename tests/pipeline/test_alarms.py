@@ -93,3 +93,7 @@ def test_systems_without_a_product_are_told_of_too() -> None:
     run = mnist(**{"model.system": "mvae-moe"})
     told = looks(run, {IMAGE: 0.9}, {IMAGE: 0.2}, {IMAGE: 0.2})
     assert "lower objective.lambda.label (50)" in told[2][0]
+
+
+def test_guesses_that_get_worse_are_no_loss() -> None:
+    assert looks(mnist(), *[shares(0.5, 0.4, accuracy) for accuracy in (0.112, 0.05, 0.082, 0.04)]) == [[]] * 4
