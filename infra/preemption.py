@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ class StopRequest:
     """A context in which stop signals only set `asked`. A second SIGINT interrupts at once, for impatient people.
 
     Outside the main thread (a Ray trial) signals belong to somebody else, and nothing is installed: `ask` does what
-    they do. Of two, one within the other, both are asked.
+    they do. Of several, one within the other, all are asked, and one that is entered later than that too.
     """
 
     asked = False
@@ -31,6 +32,7 @@ class StopRequest:
         self._entered.append(self)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self.asked = any(outer.asked for number in SIGNALS for outer in self._outer(number))
         return self
 
     def __exit__(
@@ -53,9 +55,15 @@ class StopRequest:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        for outer in self._outer(number):
+            outer.asked = True
+
+    def _outer(self, number: int) -> Iterator[StopRequest]:
+        """Those that this one is within."""
         outer = getattr(self._previous[signal.Signals(number)], "__self__", None)
         if isinstance(outer, StopRequest):
-            outer.asked = True
+            yield outer
+            yield from outer._outer(number)
 
 
 class StopAtOnce(StopRequest):

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,8 +30,8 @@ class Options:
     split: str = "test"
     """Which split to read."""
     samples: int = 10
-    """Importance samples a row for log p(x_i), log p(X) and log p(x_i | x_j): the fewer, the lower the bound (MVAE:
-    1000, CelebA 100); 0 leaves them out."""
+    """Importance samples a row for log p(x_i), log p(X) and log p(x_i | x_j), of which the first two are bounds that
+    few samples make too low (MVAE: 1000, CelebA 100); 0 leaves them out."""
     checkpoint: Literal["best", "last"] = "best"
     """best: the one that the run's own validation metric (train.best) picked. last: the end of training."""
     few: int = 0
@@ -58,7 +60,8 @@ def main(arguments: list[str]) -> int:
     from infra.distributed import start
     from pipeline.evaluate.run import evaluate_run
 
-    with writing_progress(f"evaluate {directory.name}") as progress:
+    shown = writing_progress(f"evaluate {directory.name}") if int(os.environ.get("RANK", "0")) == 0 else nullcontext()
+    with shown as progress:
         result = evaluate_run(
             directory, options.split, samples=options.samples, which=options.checkpoint, few=options.few,
             progress=progress,

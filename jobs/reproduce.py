@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,17 +140,20 @@ def _reproduce(table: Table, cells: list[Cell], options: Options, command: str) 
     file, files = options.out / f"{table.name}.csv", []
     writable(file)
     code = _do_all(works, names, root, options)
-    numbers, undefined = _numbers(table, there, root, command)
+    with StopRequest():  # what is done is put down, signal or not
+        numbers, undefined = _numbers(table, there, root, command)
+        if numbers:
+            files = write(numbers, file, table.draw)
     if numbers:
-        files = write(numbers, file, table.draw)
         show(table.title, table.source, numbers, table.remark)
         for file in files:
             print(f"written: {os.path.relpath(file)}")
-    missing = len(cells) - len(numbers) - undefined
-    if missing:
-        print(f"{missing} of {len(cells)} numbers are still to be made: the same command goes on")
+    left, without = len(there) - len(numbers) - undefined, len(cells) - len(there)
+    if left:
+        goes_on = "the same command goes on" if code != 1 else "above stands what failed"
+        print(f"{left} of {len(cells)} numbers are still to be made: {goes_on}")
     if options.json:
-        closing_json({"table": table.name, "numbers": numbers, "missing": missing, "files": files})
+        closing_json({"table": table.name, "numbers": numbers, "missing": left + without, "files": files})
     return code
 
 
@@ -210,16 +214,16 @@ def _finished(same: Sequence[Work], root: Path) -> bool:
 
 
 def _list(works: Works, names: dict[str, str], root: Path, options: Options) -> int:
-    shares = {key: 1.0 if _done(same, root) else same[0].share(root) for key, same in works.items()}
+    shares = {key: 1.0 if _finished(same, root) else same[0].share(root) for key, same in works.items()}
     for key, share in shares.items():
         run = works[key][0].run
-        state = "done" if _done(works[key], root) else f"{share:.0%} trained" if share else "to do"
+        state = "done" if _finished(works[key], root) else f"{share:.0%} trained" if share else "to do"
         print(f"{key:<48} {run.train.steps:>8,} steps  {state:<12} {names[key]}")
     if options.json:
         closing_json(
             {
                 "work": [
-                    {"key": key, "for": names[key], "share": share, "done": _done(works[key], root)}
+                    {"key": key, "for": names[key], "share": share, "done": _finished(works[key], root)}
                     for key, share in shares.items()
                 ]
             }
@@ -262,11 +266,13 @@ def _in_order(left: Works, names: dict[str, str], root: Path, stop: StopRequest)
         try:
             if (code := _do(same, root)) or stop.asked:
                 return code or REQUEUE
-        except UserError as error:
+        except Exception as error:
             if is_worker():  # the other ranks are at this work still, and would wait for this one
                 raise
             failed = 1
-            _say(error)
+            _say(error if isinstance(error, UserError) else f"{key}: {traceback.format_exc()}")
+            if stop.asked:
+                return REQUEUE
     return failed
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
+LEAST = torch.finfo(torch.float32).tiny
+"""What a weight of 0 is divided by: any smaller number is 0 to a CPU that flushes denormals (`infra.distributed`)."""
 
 
 @dataclass(frozen=True)
@@ -147,4 +149,4 @@ def product(weighted_EBZ: Tensor, precision_EBZ: Tensor, mask_TBE: Tensor, prior
 
 def mixture_log_prob(log_prob_C: Tensor, weight_C: Tensor, dim: int) -> Tensor:
     """log Σ_c w_c q_c(z) from the components' log densities along `dim`; a weight of 0 leaves its component out."""
-    return torch.logsumexp(torch.where(weight_C > 0, log_prob_C + weight_C.clamp_min(1e-38).log(), -torch.inf), dim)
+    return torch.logsumexp(torch.where(weight_C > 0, log_prob_C + weight_C.clamp_min(LEAST).log(), -torch.inf), dim)

@@ -284,18 +284,22 @@ def open_manifest(directory: str | Path) -> Manifest:
     return manifest
 
 
+class NoData(UserError):
+    """There is no manifest, where others may be damaged, or out of reach."""
+
+
 def _whole(directory: str | Path) -> Path:
     """The manifest's file here, or a copy of a remote one. Raises UserError where there is none."""
     if is_remote(directory):
         try:
             return open_directory(directory).whole(NAME)
         except FileNotFoundError:
-            raise UserError(f"{directory} holds no {NAME}: is the address right, was the data copied whole?") from None
+            raise NoData(f"{directory} holds no {NAME}: is the address right, was the data copied whole?") from None
     path = Path(directory) / NAME
     if not path.is_file():
         there = Path(directory).is_dir()
         state = "holds no manifest (empty, or preparing it was cut off)" if there else "is no directory"
-        raise UserError(f"{directory} {state}: run `pairstream prepare CORPUS --out {directory}`")
+        raise NoData(f"{directory} {state}: run `pairstream prepare CORPUS --out {directory}`")
     return path
 
 

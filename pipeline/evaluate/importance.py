@@ -95,7 +95,7 @@ def _estimates(model: MultimodalVAE, batch: Batch, samples: int, seed: int) -> d
         given = everything if source == "all" else frozenset([source])
         answers = few or source in (names[0], "all")  # more than its own modality
         weights = _weights(model, batch, everything if answers else given, given, samples, seed)
-        if few and source != "all":
+        if few and len(names) > 1 and source != "all":
             marginals[source] = _marginal(model, batch, weights, samples, seed)
         for name in names if answers else [source]:
             estimates[_by(name, name, source)] = weights.of(batch, frozenset([name]))

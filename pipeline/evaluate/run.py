@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
@@ -70,6 +71,8 @@ class Evaluation:
     few: int
     """Evenly spaced rows that were looked at; 0 is all of them."""
     step: int
+    trained: int
+    """Steps of the training when it was evaluated."""
     fingerprint: str
     validation: float | None
     """The run's own validation metric (train.best) at this checkpoint."""
@@ -135,11 +138,14 @@ def evaluate_run(
     are asked for. Collective.
 
     What no row can answer is left out. Leaves evaluation.SPLIT.json and .csv in the run's directory and in its MLflow
-    run; a later evaluation takes the place of an earlier one, but those of `few` rows are named after their number
-    (evaluation.test.20.json, `test.20/elbo`). `progress` hears how many rows of all have their log-likelihoods. Raises
+    run; a later evaluation of the same step takes the place of an earlier one (in MLflow not of validation data, which
+    training has seen at that step), but those of `few` rows are named after their number (evaluation.test.20.json,
+    `test.20/elbo`). `progress` hears how many rows of all have their log-likelihoods. Raises
     UserError where the data is not the data that the run was trained on.
     """
+    trained = max(Checkpoints(directory / "checkpoints").all(), default=0)
     subject = replace(subject_of(directory, split, run, which), few=few)
+    checkpoint = checkpoint_of(directory, which)  # now: the run may be at work
     measures: list[Measure] = [*OFTEN, sampled_accuracy]
     if samples:
         measures.append(partial(importance_sampled, samples=samples))
@@ -159,12 +165,12 @@ def evaluate_run(
                 print(f"left out: {lack}", file=sys.stderr)
     told_apart = per_dimension(subject) if latents in studies else {}
     dimensions = {name: [None if math.isnan(one) else one for one in row.tolist()] for name, row in told_apart.items()}
-    checkpoint, metric = checkpoint_of(directory, which), subject.run.train.best
+    metric = subject.run.train.best
     best, at_last = checkpoint.meta["best"], checkpoint.meta["progress"]["metrics"].get(metric)
     validation = best["value"] if which == "best" and best else at_last
     fingerprint = subject.manifest.fingerprint
     result = Evaluation(
-        directory, split, which, samples, few, checkpoint.step, fingerprint, validation, scores, dimensions
+        directory, split, which, samples, few, checkpoint.step, trained, fingerprint, validation, scores, dimensions
     )
     if world.is_main:
         _write(result, subject.run)
@@ -204,7 +210,7 @@ def _write(result: Evaluation, run: Run) -> None:
     told: dict[str, Any] = {
         "command": f"pairstream evaluate {result.directory} {options}",
         "step": result.step,
-        "trained": Checkpoints(result.directory / "checkpoints").all()[-1],
+        "trained": result.trained,
         "data": result.fingerprint,
         "samples": result.samples,
         "few": result.few,
@@ -214,15 +220,17 @@ def _write(result: Evaluation, run: Run) -> None:
         "rows": {metric: score.count for metric, score in result.scores.items()},
         "dimensions": result.dimensions,
     }
-    write_whole(file, json.dumps(told, indent=2) + "\n")
-    table = file.with_suffix(".csv")
-    with table.open("w", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(["metric", "value", "standard error", "rows", "step", "data", "command"])
-        source = (result.step, result.fingerprint, told["command"])
-        writer.writerows(
-            (name, one.value, one.error, one.count, *source) for name, one in sorted(result.scores.items())
-        )
+    table, lines = file.with_suffix(".csv"), io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["metric", "value", "standard error", "rows", "step", "data", "command"])
+    source = (result.step, result.fingerprint, told["command"])
+    writer.writerows((name, one.value, one.error, one.count, *source) for name, one in sorted(result.scores.items()))
+    write_whole(table, lines.getvalue())
+    _track(result, run, table, told["command"])
+    write_whole(file, json.dumps(told, indent=2) + "\n")  # the last: by it the evaluation counts as done
+
+
+def _track(result: Evaluation, run: Run, table: Path, command: str) -> None:
     if run.tracking.enabled and result.checkpoint == "best":
         try:
             with training_lock(result.directory):
@@ -231,8 +239,9 @@ def _write(result: Evaluation, run: Run) -> None:
                 chosen = {} if result.validation is None else {chosen_by(run): result.validation}
                 seen = _seen(result.split, result.few)
                 named = {name.replace(result.split, seen, 1): value for name, value in result.metrics.items()}
-                tracker.metrics(result.step, named | chosen, again=True)
-                tracker.tags({f"evaluation.{seen}": told["command"]})
+                # training has points of validation data at the same steps, which stay
+                tracker.metrics(result.step, named | chosen, again=result.split != "val")
+                tracker.tags({f"evaluation.{seen}": command, f"evaluation.{seen}.trained": str(result.trained)})
                 tracker.artifact(table)
                 if (left := tracker.close()).pending:
                     why = left.error or "no time left"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import on_device
-from pipeline.experts import mixture_log_prob
+from pipeline.experts import LEAST, mixture_log_prob
 from pipeline.objectives.plan import Plan, Sampling, mixture_plan
 from pipeline.posteriors import Posterior
 from pipeline.scores import Densities, Scores
@@ -44,7 +44,7 @@ def bound(densities: Densities, plan: Plan, lambdas_M: np.ndarray, beta: float |
     log_w_KTB = likely_KTBM.sum(3) + log_ratio_KTB
     over: tuple[int, ...] = (0,)
     if plan.sampling.bound == "tight":
-        log_w_KTB = log_w_KTB + _mixed(weight_TB).clamp_min(1e-38).log()
+        log_w_KTB = log_w_KTB + _mixed(weight_TB).clamp_min(LEAST).log()
         log_w_KTB, over = torch.where(_mixed(weight_TB) > 0, log_w_KTB, -torch.inf), (0, 1)
     if plan.sampling.gradient == "dreg" and densities.z_KTBZ.requires_grad:
         again_KTB = (log_w_KTB - torch.logsumexp(log_w_KTB, over, keepdim=True)).exp().detach()
@@ -65,7 +65,7 @@ def _linear(densities: Densities, weight_TB: Tensor, own_KTB: Tensor, log_ratio_
     share_KTB = _borrowed(densities, weight_TB)
     whole_KTB = weight_TB + share_KTB
     if densities.decoded_KTBZ.requires_grad:
-        part_KTB = (weight_TB / whole_KTB.clamp_min(1e-38)).detach()
+        part_KTB = (weight_TB / whole_KTB.clamp_min(LEAST)).detach()
         densities.decoded_KTBZ.register_hook(lambda gradient: gradient * part_KTB[..., None])
     return torch.where(weight_TB > 0, weight_TB * log_ratio_KTB + whole_KTB * own_KTB, 0.0).mean(0).sum(0)
 
@@ -87,7 +87,7 @@ def averaged(densities: Densities, plan: Plan) -> Scores:
     log_mixture_KTB = mixture_log_prob(densities.log_q_KTSB, _mixed(weight_TB), 2)
     likely_KTBM = densities.log_likelihood_KTBM
     if plan.sampling.bound == "linear":
-        whole = (weight_TB + _borrowed(densities, weight_TB)) / weight_TB.clamp_min(1e-38)
+        whole = (weight_TB + _borrowed(densities, weight_TB)) / weight_TB.clamp_min(LEAST)
         likely_KTBM = torch.where(weight_TB > 0, whole, 0.0)[..., None] * likely_KTBM
     divergence = (log_mixture_KTB - densities.log_prior_KTB).mean(0)
     return Scores(likely_KTBM.mean(0), divergence, divergence[:0], densities.anchor)

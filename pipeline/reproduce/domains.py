@@ -117,12 +117,12 @@ TWO: Mapping[str, Mapping[str, Any]] = {
 }
 COHERENCE: Published = {"MMVAE": (42.1, 86.4, 69.1), "MMVAE, eq. 5": (24.2, 74.6, 15.6), "MVAE": (12.7, 9.5, 9.3)}
 """MMVAE tables 2 and 5, MNIST and SVHN: joint, MNIST -> SVHN, SVHN -> MNIST; percent."""
-SINGLE = (85.3, 20.7)
-"""MMVAE table 1: the same from the latents of a VAE of MNIST, and of one of SVHN."""
 PROBES: Published = {
     "MMVAE": (91.3, 68.0, None, None), "MMVAE, eq. 5": (None,) * 4, "MVAE": (95.7, 9.1, 94.9, 90.1)
 }  # fmt: skip
 """MMVAE table 1: MNIST's and SVHN's digit from their own latents (of MVAE "single"), and from those of both."""
+SINGLE = (85.3, 20.7)
+"""MMVAE table 1: the same from the latents of a VAE of MNIST, and of one of SVHN."""
 
 
 def two_domains(extent: Extent) -> list[Cell]:

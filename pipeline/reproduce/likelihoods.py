@@ -135,7 +135,8 @@ TABLES = [
         "MVAE tables 2 and 6",
         likelihoods,
         beside,
-        f"{ROWS:,} evenly spaced test rows; log_p/X.by_Y: estimated from q(z | Y), log_p/X_given_Y also from q(z | Y)",
+        f"{ROWS:,} evenly spaced test rows; log_p/X.by_Y: from q(z | Y), log_p/X_given_Y from q(z | Y), "
+        "the CVAE's from q(z | X, Y)",
     ),
     Table(
         "weight-variance",

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from infra.errors import UserError
 from pipeline.config import Run, override
-from pipeline.manifest import open_manifest
+from pipeline.manifest import NoData, open_manifest
 from pipeline.recipes import recipe
 
 VALIDATIONS = 20
@@ -33,7 +32,7 @@ def lasting(
     run = override(run, {**(changes or {}), "seed": seed})
     try:
         rows = training_rows(run.data)
-    except UserError:
+    except NoData:
         return run
     steps = max(1, round(epochs * rows / run.train.batch))
     every = max(1, steps // VALIDATIONS)
@@ -41,5 +40,5 @@ def lasting(
 
 
 def training_rows(data: str) -> int:
-    """Samples of a data directory's training split. Raises UserError where there are no such data."""
+    """Samples of a data directory's training split. Raises NoData where there are none, and UserError."""
     return len(open_manifest(data).split("train"))

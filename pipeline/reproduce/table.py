@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infra.errors import UserError
 from pipeline.evaluate.scored import Scored
+from pipeline.manifest import NoData
 from pipeline.reproduce.shortened import training_rows
 from pipeline.reproduce.work import Result, Work
 from pipeline.settings import Precision
@@ -138,7 +139,7 @@ def makeable(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     for data in dict.fromkeys(work.run.data for cell in cells for work in cell.works):
         try:
             training_rows(data)
-        except UserError as error:
+        except NoData as error:
             absent[data] = str(error)
     return [cell for cell in cells if not any(work.run.data in absent for work in cell.works)], list(absent.values())
 

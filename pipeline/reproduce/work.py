@@ -157,8 +157,8 @@ class Trained(Work):
         if not file.is_file():
             return self._recorded(root)
         told = _told(file)
-        if told.get("samples") != self.samples or told["trained"] < self.run.train.steps:
-            return None  # made with other samples, or before the training was at its end
+        if told.get("trained", -1) < self.run.train.steps or (self.samples and told["samples"] != self.samples):
+            return None  # made before the training was at its end, or with other samples
         if not all(f"test/{metric}" in told["metrics"] for metric in self.metrics):
             return None
         self._check(told["data"], directory)
@@ -175,8 +175,8 @@ class Trained(Work):
             return None
         found = {name: value for name, value in known["metrics"].items() if name.startswith("test/")}
         validation = known["metrics"].get(chosen_by(self.run))
-        if "evaluation.test" not in known["tags"]:
-            return None  # of rows and samples that nobody wrote down
+        if int(known["tags"].get("evaluation.test.trained", -1)) < self.run.train.steps:
+            return None  # made before the training was at its end, or of rows that nobody wrote down
         if validation is None or not all(f"test/{metric}" in found for metric in self.metrics):
             return None
         rows = len(open_manifest(self.run.data).split("test"))
@@ -217,7 +217,8 @@ class Trained(Work):
         if lacking:
             raise UserError(
                 f"{directory}: no test row of {self.run.data} has what {', '.join(lacking)} "
-                f"{'needs' if len(lacking) == 1 else 'need'}: the table cannot be made of these data"
+                f"{'needs' if len(lacking) == 1 else 'need'}, or the rows that it is learnt from are all of one class: "
+                "the table cannot be made of these data"
             )
 
 

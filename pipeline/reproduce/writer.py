@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from infra.disk import write_whole
 from infra.errors import UserError
@@ -80,8 +82,18 @@ def write(
         return [file, *([draw(list(kept.values()), file.with_suffix(".png"))] if draw else [])]
 
 
-def _alone(file: Path) -> FileLock:
-    return FileLock(file.with_name(f".{file.name}.lock"))
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        print(f"{file}: another process writes there; waiting until it ends", file=sys.stderr, flush=True)
+        lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _place(number: Number) -> tuple[str, str, str, float, int]:

@@ -266,3 +266,24 @@ def test_a_signal_at_the_end_of_a_training_is_heard_too(toy: Toy, monkeypatch: p
 def test_the_command_in_the_table_can_be_pasted() -> None:
     arguments = ["toy", "--rows", "it's k; $x", "--out=there", "--parallel", "2", "--json", "--columns", "20 %"]
     assert reproduce._told(arguments) == "toy --rows 'it'\"'\"'s k; $x' --columns '20 %'"
+
+
+def test_damaged_data_are_not_passed_over_as_missing(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    toy.baselines = {"NN": HALF, "AE": HALF}
+    toy.recipes = {"NN": "mnist"}
+    Path("data/mnist").mkdir()
+    Path("data/mnist/manifest.arrow").write_bytes(b"torn")
+    assert main(["reproduce", "toy"]) == 2
+    assert "data/mnist" in capsys.readouterr().err
+
+
+def test_one_that_breaks_keeps_nothing_else_from_being_made(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    def breaks(runs: list[Run]) -> list[dict[str, Scored]]:
+        raise RuntimeError("out of memory")
+
+    toy.baselines = {"NN": breaks, "AE": HALF}
+    assert main(["reproduce", "toy", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [number["row"] for number in json.loads(captured.out.splitlines()[-1])["numbers"]] == ["AE", "AE"]
+    assert "out of memory" in captured.err
+    assert "2 of 4 numbers are still to be made: above stands what failed" in captured.out

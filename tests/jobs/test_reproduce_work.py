@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,46 @@ def test_a_look_at_few_rows_neither_destroys_the_result_nor_passes_for_it(work: 
     recorded = work.done(ROOT)
     assert recorded is not None
     assert recorded.scores[METRIC].value == whole.scores[METRIC].value == found["metrics"][f"test/{METRIC}"]
+
+
+def test_a_plain_evaluation_is_a_result_too(work: Trained) -> None:
+    """It has ten importance samples, of which this work needs none."""
+    work.do(ROOT)
+    assert main(["evaluate", str(work.directory(ROOT))]) == 0
+    assert work.done(ROOT) is not None
+    assert replace(work, samples=20).done(ROOT) is None
+
+
+def test_half_a_training_is_no_result_by_way_of_mlflow_either(work: Trained) -> None:
+    directory = work.directory(ROOT)
+    directory.mkdir(parents=True)
+
+    def stop(step: int, _: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(work.run, directory, on_step=stop)
+    evaluate_run(directory, run=work.run, studies=())
+    assert train(work.run, directory, resume=True).status == "finished"
+    shutil.rmtree(directory)
+    archive._finished.cache_clear()
+    assert work.done(ROOT) is None
+
+
+def test_an_evaluation_counts_when_all_of_it_is_written(work: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal between its files: it is made again."""
+
+    def cut(*_: object) -> None:
+        raise SystemExit(75)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.evaluate.run._track", cut)
+        with pytest.raises(SystemExit):
+            work.do(ROOT)
+    assert work.done(ROOT) is None
+    work.do(ROOT)
+    assert work.done(ROOT) is not None
 
 
 def test_what_mlflow_has_of_few_rows_alone_is_no_result(work: Trained) -> None:
