@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -98,10 +99,10 @@ def is_worker() -> bool:
 
 
 def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta(minutes=10)) -> World:
-    """Join the process group (made once per process) and settle device, threads and what a CPU does with denormals.
+    """Join the process group (made once per process) and settle device and threads.
 
-    A process on its own needs no port: its group lives in memory. From here on a float32 below 1.2e-38 is 0 to a CPU.
-    Raises UserError where CUDA is asked for and there is none, or fewer devices than ranks.
+    A process on its own needs no port: its group lives in memory. Raises UserError where CUDA is asked for and
+    there is none, or fewer devices than ranks.
     """
     if device == "cpu":  # before CUDA starts: everything behind us takes a device that it sees
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -130,8 +131,21 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if threads or "OMP_NUM_THREADS" not in os.environ:  # which torch has heeded already
         torch.set_num_threads(threads or max(1, cores() // local_size))
-    torch.set_flush_denormal(True)  # weights below 1e-38, of K samples say, would make a CPU's products 20 times slower
     return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+
+
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Within it a float32 below 1.2e-38 is 0 to a CPU, whose products such numbers make up to twenty times slower:
+    gradients of samples that weigh next to nothing are such. Afterwards all is as it was, for whoever called."""
+    import torch
+
+    flushed = not (torch.tensor(1e-40) * 1.5).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
 
 
 def _meet(backend: str, timeout: timedelta) -> None:

@@ -66,7 +66,8 @@ def train(
     checkpoints = Checkpoints(directory / "checkpoints", run.train.keep)
     last = last_checkpoint(checkpoints, stream, world) if resume else None  # refuses before anything is written
     record = Record(run, directory, stream.manifests, world, resume, identity, parent, last.step if last else 0)
-    with Heartbeat(world, run.engine.patience) as heart, StopRequest() as stop, record:
+    heart, stop = Heartbeat(world, run.engine.patience), StopRequest()
+    with heart, stop, record, distributed.flushing_denormals():
         with building(run, world):
             model = build(run)
         if weights_from and not last:

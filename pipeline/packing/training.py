@@ -81,7 +81,7 @@ class _Packing:
         """Whether a seat has been taken or left since the program was put together."""
 
     def train(self) -> list[Ended]:
-        with StopRequest() as self.stop, ExitStack() as self.open:
+        with StopRequest() as self.stop, ExitStack() as self.open, distributed.flushing_denormals():
             self.ahead = Waiting(self._rounds())
             self._fill()
             for round_ in self.ahead:
