@@ -137,7 +137,11 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
 @contextmanager
 def flushing_denormals() -> Iterator[None]:
     """Within it a float32 below 1.2e-38 is 0 to a CPU, whose products such numbers make up to twenty times slower:
-    gradients of samples that weigh next to nothing are such. Afterwards all is as it was, for whoever called."""
+    gradients of samples that weigh next to nothing are such. Afterwards all is as it was, for whoever called.
+
+    A processor's flag is each thread's own: those that start within it (torch's, in a process that trains first of all)
+    inherit it and keep it, those that ran before it stay as they are.
+    """
     import torch
 
     flushed = not (torch.tensor(1e-40) * 1.5).item()
