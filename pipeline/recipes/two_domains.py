@@ -7,7 +7,8 @@
     pairstream train mnist-digits               MMVAE where there is no SVHN: the second domain is real 8x8 digits
 
 `mnist-digits` takes 0.4 h on two CPU cores: `seconds_per_step` of `pairstream train mnist-digits --steps 60 --json`
-(0.125), times the steps. No GPU was at hand. SVHN was not at hand: `mnist-svhn` has trained on tiny files in its format only.
+(0.125), times the steps. No GPU was at hand. SVHN was not at hand: `mnist-svhn` has trained on tiny files in its format
+only.
 
 What to expect: not measured here at this length. MMVAE's pairs of pictures from the prior show the same digit in 42.1
 % of all cases, a street number made of an MNIST digit in 86.4 %, the reverse in 69.1 % (table 2, chance is 10 %); a
