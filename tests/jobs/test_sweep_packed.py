@@ -72,7 +72,7 @@ def test_a_pack_that_was_cut_goes_on_with_what_its_trials_had_said(
         asked.append(True)
         return len(asked) > 60
 
-    monkeypatch.setattr(StopRequest, "asked", property(at_once))
+    monkeypatch.setattr(StopRequest, "asked", property(at_once, lambda self, value: None))
     code, told = swept(*PACKED)
     assert (code, told["cut"]) == (REQUEUE, True)
     monkeypatch.setattr(StopRequest, "asked", whole)
