@@ -66,6 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
         if "--json" in rest:
             print(json.dumps({"job": name, "error": str(error)}))
         return error.code
+    except SystemExit as ended:  # the option parser has said what was wrong
+        if ended.code == 2 and "--json" in rest:
+            print(json.dumps({"job": name, "error": "these options cannot be read; stderr says why"}))
+        raise
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:

@@ -172,9 +172,10 @@ def _train(options: Options, directory: Path) -> int:
             break
     if world.is_main:
         spread = _spread(results)
-        if len(results) > 1:
+        ended = sum(result.status != "preempted" for result in results)
+        if ended > 1:
             for name, (mean, deviation) in spread.items():
-                print(f"{name}: {mean:.4f} ± {deviation:.4f} over {len(results)} seeds")
+                print(f"{name}: {mean:.4f} ± {deviation:.4f} over {ended} seeds")
         if options.json:
             closing_json(_json(results, spread, world.size, pace))
     return REQUEUE if results[-1].status == "preempted" else 0
@@ -221,10 +222,10 @@ def _report(result: Result, pace: float) -> None:
 
 
 def _spread(results: list[Result]) -> dict[str, tuple[float, float]]:
-    """Mean and sample standard deviation of each validation metric over the seeds."""
+    """Mean and sample standard deviation of each validation metric over the seeds; NaN of one seed."""
     done = [result.metrics for result in results if result.status != "preempted"]
     values = {name: [metrics[name] for metrics in done] for name in sorted(done[0])} if done else {}
-    return {n: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for n, v in values.items()}
+    return {n: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else math.nan) for n, v in values.items()}
 
 
 def _json(results: list[Result], spread: dict[str, tuple[float, float]], ranks: int, pace: float) -> dict[str, Any]:

@@ -77,6 +77,11 @@ def test_the_sentence_is_json_too_where_json_is_asked_for(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["job"] == "train"
     assert "pairstream prepare" in last["error"]
+    with pytest.raises(SystemExit):
+        main(["train", "digits", "--objective.k", "many", "--json"])
+    said = capsys.readouterr()
+    assert "--objective.k" in said.err
+    assert json.loads(said.out.splitlines()[-1])["job"] == "train"
 
 
 @pytest.fixture

@@ -104,6 +104,8 @@ def test_seeds_report_mean_and_deviation(here: Path, capsys: pytest.CaptureFixtu
     assert len(set(values)) == 3
     assert result["mean"]["val/elbo"] == pytest.approx(sum(values) / 3)
     assert result["sd"]["val/elbo"] > 0
+    assert main(["train", "digits", *SMALL, "--out", "runs/one", "--json"]) == 0
+    assert last_object(capsys)["sd"]["val/elbo"] is None, "one seed has no spread"
 
 
 def test_early_stopping_and_retention(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
