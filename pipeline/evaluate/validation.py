@@ -8,8 +8,9 @@ from torch import nn
 
 from infra.distributed import World
 from pipeline.config import Run
-from pipeline.evaluate import evaluate, metric_names
-from pipeline.evaluate.coherence import coherence, oracles
+from pipeline.evaluate import evaluate
+from pipeline.evaluate.captions import Reference, caption_names, captions, sides
+from pipeline.evaluate.coherence import coherence, coherence_names, oracles
 from pipeline.evaluate.latents import latents
 from pipeline.evaluate.subject import Subject
 from pipeline.manifest import Manifest
@@ -20,14 +21,16 @@ LOOKED_AT = 1000
 
 
 class Validation:
-    """The cheap metrics, and `val/latents/…` of some rows; what oracles say, where the run's best checkpoint hangs on
-    that (train.best)."""
+    """The cheap metrics, and `val/latents/…` of some rows; what oracles say or how captions correlate, where the run's
+    best checkpoint hangs on that (train.best)."""
 
     def __init__(self, model: MultimodalVAE, run: Run, manifest: Manifest, world: World) -> None:
-        """Collective: an oracle that the cache has not got is trained here."""
+        """Collective: an oracle that the cache has not got is trained here. Raises what `Reference.fit` does."""
         self.subject = Subject(model, run, manifest, "val", world)
-        judged = run.train.best not in metric_names(run, "val")
-        self.oracles = oracles(self.subject) if judged else {}
+        best = run.train.best.removeprefix("val/")
+        self.oracles = oracles(self.subject) if best in coherence_names(run) else {}
+        names = sides(run)
+        self.reference = Reference.fit(self.subject, *names) if names and best in caption_names(run) else None
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """Metrics named `val/…`; `module` is what is called (DeepSpeed's engine, or the model itself). Collective."""
@@ -36,6 +39,8 @@ class Validation:
         was_training = model.training
         model.eval()
         scores |= {f"val/{name}": score for name, score in coherence(subject, self.oracles).items()}
+        if self.reference:
+            scores |= {f"val/{name}": score for name, score in captions(subject, self.reference).items()}
         found = latents(replace(subject, few=LOOKED_AT))
         scores |= {f"val/{name}": score for name, score in found.items() if score.count}
         model.train(was_training)

@@ -72,9 +72,12 @@ def curve_cells(
     study: Study,
     paper_epochs: float,
     extent: Extent,
-    best: str = "elbo",
+    best: str,
 ) -> list[Cell]:
-    """Systems over the share of complete pairs, a panel for each metric; the papers' curves are not in their text."""
+    """Systems over the share of complete pairs, a panel for each metric; the papers' curves are not in their text.
+
+    The best epoch is that of the highest `best` on validation data.
+    """
     cells = []
     for row, changes in systems.items():
         for level in CURVE:

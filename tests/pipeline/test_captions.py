@@ -15,18 +15,22 @@ from torch import Tensor, nn
 from infra import distributed
 from infra.distributed import World
 from infra.errors import UserError
+from infra.journal import points
 from modalities import AnyModality, Features, Label, Sentences
 from pipeline.config import Run
 from pipeline.corpora.corpus import Entry
+from pipeline.data import check_data
 from pipeline.evaluate import captions as study
-from pipeline.evaluate.captions import Reference, captions, joint, sides
+from pipeline.evaluate.captions import Reference, caption_names, captions, joint, sides
 from pipeline.evaluate.correlation import Cca
+from pipeline.evaluate.run import evaluate_run
 from pipeline.evaluate.subject import Subject
 from pipeline.manifest import open_manifest
 from pipeline.model import MultimodalVAE
 from pipeline.noise import normal
-from pipeline.settings import Model, Training
+from pipeline.settings import Model, Optim, Tracking, Training
 from pipeline.tokenizers import Tokenizer, train
+from pipeline.train import train as optimise
 from pipeline.writing import write
 from tests.pipeline.batches import LATENT, small_model
 from tests.pipeline.tiny import given
@@ -281,6 +285,28 @@ def test_what_a_system_does_not_generate_has_no_score(place: Path) -> None:
     assert set(scores_of(place, "cvae", MODALITIES)) == {"cca/data", "cca/features_given_caption"}
     for system in ("jmvae", "mvae-q", "mopoe"):
         assert len(scores_of(place, system, MODALITIES)) == 4
+
+
+def test_names_are_known_before_there_is_a_model(place: Path) -> None:
+    for system in ("mvae", "svae", "cvae", "vaevae-b"):
+        run = replace(RUN, model=Model(LATENT, system))  # type: ignore[arg-type]
+        assert {"cca/data", *caption_names(run)} == set(scores_of(place, system, MODALITIES)), system
+    assert caption_names(replace(RUN, modalities={"label": Label(3)})) == []
+
+
+def test_the_best_checkpoint_may_be_that_of_the_most_joint_coherence(place: Path, tmp_path: Path) -> None:
+    """As SVAE chooses it for CUB (appendix F.3)."""
+    training = Training(batch=7, steps=12, validate_every=3, checkpoint_every=3, log_every=3, best="val/cca/joint")
+    run = replace(RUN, data=str(place), optim=Optim(lr=0.02), train=training, tracking=Tracking(enabled=False))
+    best = optimise(run, tmp_path).best
+    curve = {step: values["val/cca/joint"] for step, values in points(tmp_path) if "val/cca/joint" in values}
+    assert list(curve) == [3, 6, 9, 12]
+    assert len(set(curve.values())) == 4
+    assert best == {"metric": "val/cca/joint", "step": max(curve, key=curve.__getitem__), "value": max(curve.values())}
+    looked = evaluate_run(tmp_path, "val", few=0, studies=(captions,)).scores["val/cca/joint"]
+    assert looked.value == pytest.approx(max(curve.values()))
+    with pytest.raises(UserError, match=r"no validation metric 'val/cca/joined'; did you mean 'val/cca/joint'"):
+        check_data(replace(run, train=replace(training, best="val/cca/joined")))
 
 
 def test_runs_without_one_of_each_kind_have_no_such_score(place: Path) -> None:
