@@ -66,6 +66,8 @@ def test_every_table_is_made(
     for module in (faces, sentences):
         monkeypatch.setattr(module, "SAMPLES", 5)
     monkeypatch.setattr(likelihoods, "SAMPLES", dict.fromkeys(likelihoods.DATA, 5))
+    birds = {row: settings | {"objective.samples": 1} for row, settings in sentences.BIRDS.items()}
+    monkeypatch.setattr(sentences, "BIRDS", birds)
     monkeypatch.setattr(worth, "LEVEL", 0.5)
     monkeypatch.setattr(weak, "COURSE", (1.0,))  # trainings of one step have no course
     archive._finished.cache_clear()
