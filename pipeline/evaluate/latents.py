@@ -47,7 +47,9 @@ def _posterior_of(run: Run, given: tuple[str, ...]) -> bool:
 def latents(subject: Subject) -> dict[str, Scored]:
     """Of each modality and of all together: `latents/active.NAME`, how many dimensions are active, and
     `latents/kl.NAME`, KL(q(z | NAME) || p(z)) in nats; of two modalities `latents/symmetric_kl.ONE+OTHER`, the mean of
-    both directions' divergences between their posteriors (MMVAE figure 5). Collective.
+    both directions' divergences between their posteriors (MMVAE figure 5). Of each expert of a product
+    `latents/decided.EXPERT`: how many dimensions have, in the mean over rows, most of the joint posterior's precision
+    from it (`evaluate/precision.py`). Collective.
 
     A mixture's divergence has no closed form: `latents/kl.all` is missing there.
     """
@@ -57,6 +59,9 @@ def latents(subject: Subject) -> dict[str, Scored]:
         if kind == "mean":
             active = np.sum(_variance(count, sums, squares) > ACTIVE)
             result[f"latents/active.{what}"] = Scored(float(active), float("nan"), int(count))
+        elif kind == "precision":
+            decided = np.sum(sums > count / 2)
+            result[f"latents/decided.{what}"] = Scored(float(decided), float("nan"), int(count))
         elif kind.endswith(OF_ROW):
             result[f"latents/{kind.removesuffix(OF_ROW)}.{what}"] = of_sums(float(sums[0]), float(squares[0]), count)
     return result

@@ -14,6 +14,7 @@ TOGETHER = {
     "accuracy/": "accuracy",
     "precision.": "share of precision",
     "latents/active.": "active units",
+    "latents/decided.": "dimensions that an expert decides",
     "latents/kl.": "KL of each posterior",
 }
 """Quantities that share a panel, by how their names begin."""

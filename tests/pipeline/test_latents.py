@@ -93,6 +93,7 @@ def test_divergences_are_those_of_torch(digits_dir: Path, system: str) -> None:
         assert told[f"latents/active.{name}"].value == (variance > 0.01).sum()
         assert told[f"latents/active.{name}"].count == 270
     expected = {f"latents/active.{name}" for name in means} | {f"latents/kl.{name}" for name in posteriors}
+    expected |= {f"latents/decided.{name.removeprefix('precision.')}" for name in precision_names(subject.run)}
     assert set(told) == expected | {f"latents/symmetric_kl.{one}+{other}" for one, other in combinations(NAMES, 2)}
 
 
@@ -113,11 +114,14 @@ def test_precisions_are_shares_of_the_joint_posterior_s(digits_dir: Path, system
     assert isinstance(posterior, experts.Gaussian)
     torch.testing.assert_close(total, torch.exp(-posterior.logvar), rtol=1e-3, atol=1e-4)
     found, told = per_dimension(subject), precision_shares(model, model, subject.run, batch)
+    decided = {name: latents(subject)[f"latents/decided.{name}"] for name in NAMES}
     assert list(told) == precision_names(subject.run) == [f"precision.{name}" for name in NAMES]
     for name, own in precision.items():
         share = own / total
         np.testing.assert_allclose(found[f"precision/{name}"], share.mean(0), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(told[f"precision.{name}"], share.mean(1), rtol=1e-3, atol=1e-5)
+        assert decided[name].value == (share.mean(0) > 0.5).sum()
+        assert decided[name].count == 270
     together = sum(float(share.mean()) for share in told.values())
     assert together < 1 if prior else together == pytest.approx(1)
 
