@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+GRAIN = 2**15
+"""Elements that torch has a thread of a CPU work on at the least (at::internal::GRAIN_SIZE)."""
 LAUNCHER = "PAIRSTREAM_LAUNCHER"
 """Environment variable with the process id of who started the ranks."""
 
@@ -131,16 +133,18 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if threads or "OMP_NUM_THREADS" not in os.environ:  # which torch has heeded already
         torch.set_num_threads(threads or max(1, cores() // local_size))
+    with flushing_denormals():  # its threads begin here, all alike, whatever this process computes first
+        torch.ones(torch.get_num_threads() * GRAIN).neg_()
     return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
 
 
 @contextmanager
 def flushing_denormals() -> Iterator[None]:
     """Within it a float32 below 1.2e-38 is 0 to a CPU, whose products such numbers make up to twenty times slower:
-    gradients of samples that weigh next to nothing are such. Afterwards all is as it was, for whoever called.
+    gradients of samples that weigh next to nothing are such. Afterwards the caller's thread is as it was.
 
-    A processor's flag is each thread's own: those that start within it (torch's, in a process that trains first of all)
-    inherit it and keep it, those that ran before it stay as they are.
+    A processor's flag is each thread's own: those that start within it inherit and keep it (torch's do so in `start`,
+    if nothing was computed before), those that ran before it stay as they are.
     """
     import torch
 

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps({"job": name, "error": str(error)}))
         return error.code
     except SystemExit as ended:  # the option parser has said what was wrong
-        if ended.code == 2 and "--json" in rest:
+        if ended.code == 2 and "--json" in rest and os.environ.get("RANK", "0") == "0":
             print(json.dumps({"job": name, "error": "these options cannot be read; stderr says why"}))
         raise
     except BrokenPipeError:

@@ -8,10 +8,9 @@ from infra.doctor.finding import everywhere, ranks
 from infra.errors import UserError, nearest
 from pipeline.config import Run
 from pipeline.description import model_file, names_file
-from pipeline.evaluate import metric_names
-from pipeline.evaluate.captions import caption_names
 from pipeline.evaluate.coherence import coherence_names
 from pipeline.evaluate.labelled import label_of
+from pipeline.evaluate.validation import validation_names
 from pipeline.manifest import Manifest, check_shards, open_manifest
 from pipeline.pairing import mixture
 from pipeline.stream import Stream
@@ -22,8 +21,7 @@ COMPUTING = ("pairstream", "torch", "deepspeed", "accelerate", "numpy")
 
 def check_data(run: Run) -> Manifest:
     """The manifest of a run's data. Raises UserError where the data does not hold what the run needs."""
-    judged = [f"val/{name}" for name in coherence_names(run)]
-    known = [*metric_names(run, "val"), *judged, *(f"val/{name}" for name in caption_names(run))]
+    known = validation_names(run)
     if run.train.best not in known:
         raise UserError(
             f"train.best: model.system = {run.model.system} has no validation metric {run.train.best!r}"
@@ -35,7 +33,7 @@ def check_data(run: Run) -> Manifest:
         if not manifest.split(split):
             raise UserError(f"{manifest.directory}: split {split!r} holds no sample, and a run needs some")
     manifest.column(list(run.modalities))
-    if run.train.best in judged and label_of(run, manifest) is None:
+    if run.train.best.removeprefix("val/") in coherence_names(run) and label_of(run, manifest) is None:
         raise UserError(
             f"train.best = {run.train.best} is an oracle's judgement, and {manifest.directory} has no label "
             f"{run.examine.label!r} to train one on: set examine.label, or choose another train.best"

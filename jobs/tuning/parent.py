@@ -197,11 +197,11 @@ def look_further(directory: Path, ended: Ended) -> None:
 def _whole(plan: Sweep) -> Sweep:
     """The sweep with its columns and its store. Raises UserError where its trials could not be compared."""
     from infra.store import default_uri
-    from pipeline.evaluate import metric_names
     from pipeline.evaluate.classification import metric_name, questions
+    from pipeline.evaluate.validation import validation_names
     from pipeline.objectives.systems import unused
 
-    known = metric_names(plan.run, "val")
+    known = validation_names(plan.run)
     if plan.metric not in known:
         raise UserError(f"the sweep's metric: no validation metric {plan.metric!r}" + nearest(plan.metric, known))
     same = [key for key in unused(plan.run) if key in plan.keys and "model.system" not in plan.keys]

@@ -4,7 +4,8 @@
 `cca/CAPTION_given_FEATURES` (I → S) the caption is generated from the pair's features, in `cca/FEATURES_given_CAPTION`
 (S → I) the features from its caption; both from the mean of the posterior, the likeliest words and the mean features.
 `cca/joint` is of 1,000 pairs decoded from samples of the prior. Pairs that do not belong together have about 0, if
-they differ: a model that decodes every sample of the prior alike has one pair, and the correlation of that.
+they differ: a model that decodes every sample of the prior alike has one pair, and the correlation of that, which may
+be high by chance. Whoever lets `cca/joint` choose a checkpoint, as SVAE does, should look at its curve.
 
 The analysis is of real training pairs, every caption with the features of its picture; the word vectors are fitted on
 all training captions, also those of samples without features. Of a sample of the split one caption counts, the one that
@@ -62,7 +63,8 @@ PART = 1000
 def captions(subject: Subject, reference: Reference | None = None) -> dict[str, Scored]:
     """`cca/…` of a run with one modality of features and one of sentences; of another nothing. Collective.
 
-    Without a reference one is fitted, and raises what `Reference.fit` does.
+    Every rank does all of it, and what rank 0 finds counts: processors may differ in the last bits. Without a reference
+    one is fitted, and raises what `Reference.fit` does.
     """
     names = sides(subject.run)
     if names is None:
@@ -81,7 +83,8 @@ def captions(subject: Subject, reference: Reference | None = None) -> dict[str, 
             scores[f"cca/{wanted}_given_{given}"] = reference.score(pair[features], pair[caption])
     if not subject.model.family.conditions:
         scores["cca/joint"] = reference.score(*joint(subject, features, caption))
-    return scores
+    agreed: dict[str, Scored] = subject.world.gather(scores)[0]  # type: ignore[assignment]
+    return agreed
 
 
 def caption_names(run: Run) -> list[str]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from infra.distributed import World
 from pipeline.config import Run
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import evaluate, metric_names
 from pipeline.evaluate.captions import Reference, caption_names, captions, sides
 from pipeline.evaluate.coherence import coherence, coherence_names, oracles
 from pipeline.evaluate.latents import latents
@@ -18,6 +18,12 @@ from pipeline.model import MultimodalVAE
 
 LOOKED_AT = 1000
 """Evenly spaced rows by which active units are counted: the standard error of a variance is 4 % of it."""
+
+
+def validation_names(run: Run) -> list[str]:
+    """The metrics that can choose a run's best checkpoint (train.best) where its data hold what they need."""
+    judged = [f"val/{name}" for name in (*coherence_names(run), *caption_names(run))]
+    return [*metric_names(run, "val"), *judged]
 
 
 class Validation:

@@ -15,9 +15,10 @@ has 0.263 for pairs from the prior, 0.104 from image to sentence and 0.135 back,
 
 SVAE's settings: Adam with 1e-4, 64 latent dimensions, 200 epochs, the networks of tables F.5 and F.6, Laplace features
 and categorical captions; MMVAE has 1e-3 and 128 (section 4.3; --model.system mmvae --model.latent 128 --optim.lr 1e-3),
-its authors' code (iffsid/mmvae) K = 50, a scale of 0.01 and a weight of 0.002 for the features. The papers name neither
-batch nor the features' scale: here 64 and 1. `cub` is no experiment of theirs: what a bird lacks of its picture and
-captions is missing, by nature, in most samples.
+its authors' code (iffsid/mmvae) K = 50 and AMSGrad, which is not built here. The papers name neither batch nor the
+features' scale: here 64 and 1; those authors' command has 0.01 with a weight of 0.002, and so have the tables of
+`pairstream reproduce`. `cub` is no experiment of theirs: what a bird lacks of its picture and captions is missing, by
+nature, in most samples.
 """
 
 from __future__ import annotations

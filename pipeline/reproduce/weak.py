@@ -217,7 +217,7 @@ FAMILY = [
         },
     ),
 ]  # fmt: skip
-"""The same family: nothing that the paper has not."""
+"""The same family: the paper's model and objective, with pairs in a fixed share of every step (SVAE, algorithm 1)."""
 OURS = [
     Row("ours: cross term, augmentation, pseudo-labels", "MVAE", {"": PSEUDO}, least_seeds=5),
     Row("ours, for many pairs: λ 500, 90 % complete rows, falling learning rate", "MVAE", {"": PLENTY}),

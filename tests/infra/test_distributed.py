@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra import distributed
 from infra.distributed import flushing_denormals
 from pipeline.train import train
 from tests.pipeline.training import a_run
@@ -30,7 +31,7 @@ def test_denormal_numbers_are_0_to_a_cpu_and_afterwards_what_they_were() -> None
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_training_flushes_them_in_all_its_threads(threads: int, digits_dir: Path, tmp_path: Path) -> None:
-    """In a process of its own: a thread that ran before keeps its flag."""
+    """In a process of its own: a thread that ran before it joined the process group keeps its flag."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         seen, after = process.submit(_seen_in_training, digits_dir, tmp_path, threads).result()
     assert seen == [False, False]
@@ -48,5 +49,7 @@ def _seen_in_training(data: Path, place: Path, threads: int) -> tuple[list[bool]
         assert torch.get_num_threads() == threads
         seen.append(bool((SMALL * 1.5).any()) or bool((weight.grad * 1.5).any()))
 
+    distributed.start("cpu", threads)
+    SMALL.sum()  # as an evaluation before it would do
     train(a_run(data, **{"train.steps": 2, "engine.threads": threads}), place, on_step=look)
     return seen, (SMALL[:1] * 1.5).item() > 0

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,19 @@ def test_the_sweep_is_begun_once_and_whole(plan: Sweep, tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds something else than a sweep"):
         begin(plan, tmp_path / "other", known=False)
+
+
+@pytest.mark.parametrize("metric", ["val/coherence/parts_given_top", "val/synergy/parts"])
+def test_an_oracle_may_choose_the_best_trial(
+    metric: str, tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = read(["digits", "--data", str(digits_dir), "--grid", "objective.k=0,1", "--metric", metric, "--out", SWEEP])
+    begun = begin(asked.plan, tmp_path / SWEEP, known=False)
+    assert begun is not None
+    assert (begun.metric, begun.run.train.best) == (metric, metric)
+    with pytest.raises(UserError, match="no validation metric 'val/synergy/part'; did you mean 'val/synergy/parts'"):
+        begin(replace(asked.plan, metric="val/synergy/part"), tmp_path / "other", known=False)
 
 
 def test_drivers_and_those_that_join_keep_out_of_each_other_s_way(tmp_path: Path) -> None:
