@@ -15,8 +15,8 @@ MARKERS = "osD^v"
 """Of the lengths of training of one row, which have its colour."""
 LONG = 7
 """Letters of a tick's name beyond which neighbours may overlap."""
-ACROSS = 4
-"""Panels side by side where there are many."""
+ACROSS, WIDE = 4, 3
+"""Panels side by side where there are many; of those with curves fewer."""
 TRANSLATION = {
     "log_p": "log-likelihood of a pair, log_p/all (nats)",
     "bleu": "BLEU of translations (0 to 100)",
@@ -40,7 +40,6 @@ def curves(
     spread. `shares` are drawn on a logit scale where none is 0 or 1. `panels` names panels, with units, by what metrics
     begin with: there bleu/vi_given_en and bleu/en_given_vi, each a row of its own, are two lines of one panel.
     """
-    from matplotlib.figure import Figure
 
     def panel_of(number: Number) -> str:
         return panels[number.metric.partition("/")[0]] if panels else f"{up} ({number.quantity})"
@@ -50,9 +49,9 @@ def curves(
         of_panel.setdefault(panel_of(number), []).append(number)
     colours = _colours(numbers)
     entries = max(len(_lines(mine)) for mine in of_panel.values()) + 2
-    figure = Figure(figsize=(7.5 * len(of_panel), 5 + 0.17 * entries))  # legends lie below, an entry a line
-    axes = figure.subplots(1, len(of_panel), squeeze=False)
-    for axis, (name, mine) in zip(axes[0], of_panel.items(), strict=True):
+    height = 5 + 0.17 * entries  # legends lie below, an entry a line
+    figure, axes = _panels(len(of_panel), WIDE, 7.5, height)
+    for axis, (name, mine) in zip(axes, of_panel.items(), strict=True):
         _draw_ours(axis, mine, colours)
         _draw_papers(axis, mine, colours)
         if logarithmic:
@@ -93,16 +92,10 @@ def translation_curves(numbers: Sequence[Number], file: Path) -> Path:
 
 def beside(numbers: Sequence[Number], file: Path) -> Path:
     """Ours against the paper's, a panel a metric: a dot and its bar for each row and column, a cross for the paper."""
-    from matplotlib.figure import Figure
-
     numbers = _one_each(numbers, lambda n: (n.row, n.column, n.metric, _length(n)))
     metrics = list(dict.fromkeys((number.column, number.metric) for number in numbers))
     height = max(sum((n.column, n.metric) == metric for n in numbers) for metric in metrics)
-    across, down = min(len(metrics), ACROSS), -(-len(metrics) // ACROSS)
-    figure = Figure(figsize=(4.2 * across, (1.5 + 0.4 * height) * down))
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes[len(metrics) :]:
-        axis.set_visible(False)
+    figure, axes = _panels(len(metrics), ACROSS, 4.2, 1.5 + 0.4 * height)
     for axis, (column, metric) in zip(axes, metrics, strict=False):
         mine = [number for number in numbers if (number.column, number.metric) == (column, metric)]
         places: Any = range(len(mine))
@@ -160,6 +153,18 @@ def _papers(numbers: Sequence[Number]) -> list[tuple[dict[float, float], list[st
         else:
             same.append(row)
     return found
+
+
+def _panels(count: int, most: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many panels, at most `most` side by side, each of a size in inches."""
+    from matplotlib.figure import Figure
+
+    across, down = min(count, most), -(-count // most)
+    figure = Figure(figsize=(width * across, height * down))
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
 
 
 def _saved(figure: Any, numbers: Sequence[Number], file: Path) -> Path:

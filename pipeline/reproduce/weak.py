@@ -233,8 +233,10 @@ COURSE = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 def label_weight(extent: Extent) -> list[Cell]:
     """Why λ = 50 ends at chance: whose precision decides the joint posterior, and what a picture alone still tells."""
-    experts = ("label", "image")
-    metrics = (LABEL, *(f"{kind}.{expert}" for kind in ("precision", "latents/decided") for expert in experts))
+    metrics = (
+        LABEL, "precision.label", "precision.image", "latents/decided.label", "latents/decided.image",
+        "latents/active.label", "latents/active.image", "latents/active.all",
+    )  # fmt: skip
     cells = []
     for level in (0.01, 1.0):
         for weight in (1, 10, 50):
@@ -301,7 +303,7 @@ TABLES = [
         label_weight,
         partial(curves, across="of the training", up="validation", logarithmic=False),
         "precision.X: share of the joint posterior's precision that X's expert has, mean over dimensions; "
-        "latents/decided.X: dimensions of which it has most",
+        "latents/decided.X: dimensions of which it has most; latents/active.X: dimensions that X's posterior uses",
     ),
     Table(
         "fashion-weak", "FashionMNIST: accuracy of the class from the image", "MVAE table 9", fashion_weak, supervision

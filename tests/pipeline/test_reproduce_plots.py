@@ -133,3 +133,13 @@ def test_translations_have_a_panel_for_nats_one_for_bleu_one_for_chrf() -> None:
         assert axis.get_yscale() == "linear"
         assert [label.get_text() for label in axis.get_xticklabels()] == ["0.1 %", "100 %"]
     assert [len(dashed(axis)) for axis in figure.axes] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("draw", "wide"), [(coherence_curves, 3), (beside, 4)])
+def test_many_panels_go_on_below(draw: Any, wide: int) -> None:
+    numbers = [number("NN", "1 %", 0.8, metric=f"coherence/{n}") for n in range(wide + 2)]
+    figure: Any = draw(numbers, Path("toy.png"))
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == wide + 2
+    places = [axis.get_subplotspec() for axis in shown]
+    assert [(one.rowspan.start, one.colspan.start) for one in places] == [divmod(n, wide) for n in range(wide + 2)]
