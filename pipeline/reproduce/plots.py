@@ -170,9 +170,9 @@ def _panels(count: int, most: int, width: float, height: float) -> tuple[Any, An
 def _saved(figure: Any, numbers: Sequence[Number], file: Path) -> Path:
     commands = {number.command for number in numbers}
     made = numbers[0].command if len(commands) == 1 else f"{len(commands)} commands, which {file.stem}.csv names"
-    inch = 1 / figure.get_figheight()
-    figure.suptitle(f"{numbers[0].table}: {made}", fontsize=8, y=1 - 0.1 * inch, va="top")
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 * inch))
+    title = figure.suptitle(f"{numbers[0].table}: {made}", fontsize=8, va="top")
+    title.set_y(1 - 0.1 / figure.get_figheight())  # a tenth of an inch from the top, however tall
+    figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     return file
