@@ -252,7 +252,8 @@ def test_an_oracle_may_choose_the_best_trial(
     metric: str, tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = read(["digits", "--data", str(digits_dir), "--grid", "objective.k=0,1", "--metric", metric, "--out", SWEEP])
+    options = ["--grid", "objective.k=0,1", "--metric", metric, "--tracking.no-enabled", "--out", SWEEP]
+    asked = read(["digits", "--data", str(digits_dir), *options])
     begun = begin(asked.plan, tmp_path / SWEEP, known=False)
     assert begun is not None
     assert (begun.metric, begun.run.train.best) == (metric, metric)
