@@ -133,7 +133,7 @@ def start(device: str = "auto", threads: int = 0, timeout: timedelta = timedelta
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if threads or "OMP_NUM_THREADS" not in os.environ:  # which torch has heeded already
         torch.set_num_threads(threads or max(1, cores() // local_size))
-    with flushing_denormals():  # its threads begin here, all alike, whatever this process computes first
+    with flushing_denormals():  # torch's threads begin here, all alike, whatever is computed first
         torch.ones(torch.get_num_threads() * GRAIN).neg_()
     return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
 

@@ -214,17 +214,17 @@ def _finished(same: Sequence[Work], root: Path) -> bool:
 
 
 def _list(works: Works, names: dict[str, str], root: Path, options: Options) -> int:
-    shares = {key: 1.0 if _finished(same, root) else same[0].share(root) for key, same in works.items()}
+    done = {key: _finished(same, root) for key, same in works.items()}
+    shares = {key: 1.0 if done[key] else same[0].share(root) for key, same in works.items()}
     for key, share in shares.items():
         run = works[key][0].run
-        state = "done" if _finished(works[key], root) else f"{share:.0%} trained" if share else "to do"
+        state = "done" if done[key] else f"{share:.0%} trained" if share else "to do"
         print(f"{key:<48} {run.train.steps:>8,} steps  {state:<12} {names[key]}")
     if options.json:
         closing_json(
             {
                 "work": [
-                    {"key": key, "for": names[key], "share": share, "done": _finished(works[key], root)}
-                    for key, share in shares.items()
+                    {"key": key, "for": names[key], "share": share, "done": done[key]} for key, share in shares.items()
                 ]
             }
         )

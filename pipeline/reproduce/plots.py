@@ -96,7 +96,7 @@ def beside(numbers: Sequence[Number], file: Path) -> Path:
     metrics = list(dict.fromkeys((number.column, number.metric) for number in numbers))
     height = max(sum((n.column, n.metric) == metric for n in numbers) for metric in metrics)
     figure, axes = _panels(len(metrics), ACROSS, 4.2, 1.5 + 0.4 * height)
-    for axis, (column, metric) in zip(axes, metrics, strict=False):
+    for axis, (column, metric) in zip(axes, metrics, strict=True):
         mine = [number for number in numbers if (number.column, number.metric) == (column, metric)]
         places: Any = range(len(mine))
         axis.errorbar([n.ours for n in mine], places, xerr=[n.spread for n in mine], fmt="o", capsize=2, label="ours")

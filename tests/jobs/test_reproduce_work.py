@@ -35,7 +35,8 @@ def work() -> Trained:
     return Trained(lasting("digits", 1.0), (METRIC,), studies=())
 
 
-def test_an_evaluation_in_the_midst_of_a_training_is_not_its_result(work: Trained) -> None:
+def evaluated_in_its_midst(work: Trained) -> Path:
+    """The directory of a training that was cut off, and evaluated there."""
     directory = work.directory(ROOT)
     directory.mkdir(parents=True)
 
@@ -46,6 +47,11 @@ def test_an_evaluation_in_the_midst_of_a_training_is_not_its_result(work: Traine
     with pytest.raises(KeyboardInterrupt):
         train(work.run, directory, on_step=stop)
     evaluate_run(directory, run=work.run, studies=())
+    return directory
+
+
+def test_an_evaluation_in_the_midst_of_a_training_is_not_its_result(work: Trained) -> None:
+    evaluated_in_its_midst(work)
     assert work.done(ROOT) is None
     work.do(ROOT)
     assert work.share(ROOT) == 1
@@ -89,16 +95,7 @@ def test_a_plain_evaluation_is_a_result_too(work: Trained) -> None:
 
 
 def test_half_a_training_is_no_result_by_way_of_mlflow_either(work: Trained) -> None:
-    directory = work.directory(ROOT)
-    directory.mkdir(parents=True)
-
-    def stop(step: int, _: float) -> None:
-        if step == 6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(work.run, directory, on_step=stop)
-    evaluate_run(directory, run=work.run, studies=())
+    directory = evaluated_in_its_midst(work)
     assert train(work.run, directory, resume=True).status == "finished"
     shutil.rmtree(directory)
     archive._finished.cache_clear()

@@ -281,6 +281,20 @@ def test_two_ranks_find_what_one_finds(place: Path, ranks: Ranks) -> None:
                 assert shared[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
+def scores_of_ranks_that_differ(place: Path) -> dict[str, float]:
+    """As on other processors: the second rank decodes other pairs."""
+    with pytest.MonkeyPatch.context() as patched:
+        if distributed.start("cpu", 1).rank == 1:
+            patched.setattr(study, "joint", lambda *known: tuple(made[::2] for made in joint(*known)))
+        return {name: value for name, (value, _, _) in scores_of(place, "svae", MODALITIES).items()}
+
+
+def test_ranks_that_differ_say_what_the_first_says(place: Path, ranks: Ranks) -> None:
+    """By it they would choose their best checkpoints, which all have to save."""
+    first, second = ranks.run(scores_of_ranks_that_differ, place)
+    assert first == second
+
+
 def test_what_a_system_does_not_generate_has_no_score(place: Path) -> None:
     assert set(scores_of(place, "cvae", MODALITIES)) == {"cca/data", "cca/features_given_caption"}
     for system in ("jmvae", "mvae-q", "mopoe"):
