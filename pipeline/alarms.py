@@ -27,7 +27,7 @@ NOISE = 0.1
 """Accuracy that may be lost, however little was reached: models of a few steps guess by turns."""
 HELD_UP = 0.2
 """Share of a step's time that the other ranks may wait for the slowest one."""
-SLOW = "slow rank"
+SLOW, ALONE = "slow rank", "collapse of "
 ACTIVE, PRECISION, ACCURACY = "val/latents/active.", "val/precision.", "val/accuracy/"
 
 
@@ -42,6 +42,11 @@ class Alarms:
         self._best: dict[str, tuple[float, dict[str, float]]] = {}
         """The best value of each accuracy so far, and whose precision had which share then."""
         self._in_a_row: Counter[str] = Counter()
+
+    @property
+    def warnings(self) -> list[str]:
+        """All so far, each once however many signs share it."""
+        return list(dict.fromkeys(self.told.values()))
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Warnings that the point after `step` steps gives rise to, each once in a run."""
@@ -61,8 +66,12 @@ class Alarms:
             for sign, warning in signs.items()
             if self._in_a_row[sign] >= IN_A_ROW and sign not in self.told
         }
+        alone = [sign for sign in new if sign.startswith(ALONE)]
+        if len(alone) > 1:  # of eighteen attributes one sentence, not eighteen
+            warning = self._collapsed([sign.removeprefix(ALONE) for sign in alone])
+            new |= dict.fromkeys(alone, f"step {step}: {warning}")
         self.told |= new
-        return list(new.values())
+        return list(dict.fromkeys(new.values()))
 
     def _slow(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         rank, own, others = int(metrics[SLOWEST_RANK]), metrics[SLOWEST], metrics[OTHERS]
@@ -88,11 +97,7 @@ class Alarms:
             )
         elif step > switch_step(self.run):  # before, they have not been fitted
             for name in collapsed:
-                yield (
-                    f"collapse of {name}",
-                    f"posterior collapse: no latent dimension depends on {name} alone; raise objective.lambda.{name} "
-                    f"({self.run.weights()[name]:g}), or let beta rise more slowly (objective.anneal is {anneal:g})",
-                )
+                yield ALONE + name, self._collapsed([name])
         shares = _shares(metrics)
         for name, share in shares.items():
             if share > MOST_PRECISION:
@@ -111,6 +116,14 @@ class Alarms:
                     f"the accuracy of {label} from {given} has fallen to {metrics[name]:.3f}, it was {best:.3f}: the "
                     f"expert of {loudest} may have become too sure; {self._lighter(loudest)}",
                 )
+
+    def _collapsed(self, names: Sequence[str]) -> str:
+        """What to do about posteriors of single modalities that have collapsed."""
+        weights = [f"objective.lambda.{name} ({self.run.weights()[name]:g})" for name in names]
+        return (
+            f"posterior collapse: no latent dimension depends on {' or '.join(names)} alone; raise {', '.join(weights)}"
+            f", or let beta rise more slowly (objective.anneal is {self.run.objective.anneal:g})"
+        )
 
     def _lighter(self, expert: str) -> str:
         """What to do about an overdominant expert."""

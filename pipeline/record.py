@@ -156,7 +156,7 @@ class Record:
         self.book.metrics(step, values | (self._usage.take() if step > self._reached else {}))
         for warning in self._watch(step, values):
             print(f"{self.directory}: {warning}", file=sys.stderr, flush=True)
-            self.book.tags({"pairstream.warning": "\n".join(self.alarms.told.values())})
+            self.book.tags({"pairstream.warning": "\n".join(self.alarms.warnings)})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file or folder for people to look at."""

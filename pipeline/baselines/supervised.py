@@ -6,13 +6,14 @@ is chosen by accuracy on validation data, as the checkpoint of a run is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modalities import Attributes, Label
+from pipeline.augment import augmented
 from pipeline.baselines.fitting import build, fit, in_parts
 from pipeline.baselines.pairs import UNKNOWN, Question, question, too_few
 from pipeline.config import Run
@@ -22,8 +23,6 @@ from pipeline.order import seed_of
 
 PATIENCE = 100
 """Validations without a better one after which training ends."""
-Augment = Callable[[Tensor, int], Tensor]
-"""(pictures (B, *shape), seed) -> other pictures of the same classes and shape."""
 
 
 def network(
@@ -33,7 +32,6 @@ def network(
     given: str,
     split: str,
     epochs: int,
-    augment: Augment | None = None,
     patience: int = PATIENCE,
 ) -> list[Scored]:
     """Accuracy on a split of one network a run, trained on its pairs; see `Baseline.scores`.
@@ -43,12 +41,12 @@ def network(
     An epoch is as many rows as the training split has, however few pairs there are: a network of 50 pairs sees each of
     them as often as a run does that is shown as many rows. Validation ends it earlier.
 
-    `augment` changes the training pictures anew in every step, so that it sees what a run does that augments them.
+    Where the runs move training pictures about (`Image.shift` and others), so does it, anew in every step.
     """
     asked = question(manifest, runs, label, given, (Label, Attributes))
     parts = {part: asked.rows(part) for part in ("val", split)}
     rows = epochs * len(manifest.split("train"))
-    return [_accuracy(asked, run, parts, split, rows, augment, patience) for run in runs]
+    return [_accuracy(asked, run, parts, split, rows, patience) for run in runs]
 
 
 def _accuracy(
@@ -57,7 +55,6 @@ def _accuracy(
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     split: str,
     rows: int,
-    augment: Augment | None,
     patience: int,
 ) -> Scored:
     pairs = asked.pairs(run.pairing)
@@ -69,8 +66,9 @@ def _accuracy(
 
     def loss(chosen: Tensor, step: int) -> Tensor:
         seen = pictures[chosen]
-        if augment is not None:
-            seen = augment(seen, seed_of(run.seed, "augment", step) % 2**63)
+        if asked.picture.augmented:
+            seed, rows_B = seed_of(run.seed, "augment", step) % 2**63, torch.arange(len(seen), device=device)
+            seen = augmented(seen, asked.picture, seed, asked.given, rows_B)
         return -asked.classes.log_likelihood(net(seen)[0], labels[chosen]).mean()
 
     def right(part: str) -> np.ndarray:

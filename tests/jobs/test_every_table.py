@@ -21,7 +21,6 @@ DATA = {
     "fashion-weak": ("fashion-mnist",),
     "multimnist-weak": ("multimnist",),
     "likelihoods": ("binary-mnist", "mnist", "fashion-mnist", "multimnist", "celeba"),
-    "weight-variance": ("binary-mnist", "mnist", "fashion-mnist", "multimnist", "celeba"),
     "mnist-split": ("mnist-split",),
     "mnist-split3": ("mnist-split3",),
     "mnist-split-levels": ("mnist-split",),
@@ -39,7 +38,7 @@ DATA = {
 SOME = {
     "digits-weak": ["--columns", "20 %", "100 %"],
     "mnist-weak": ["--columns", "50 %", "100 %"],
-    "fashion-weak": ["--columns", "50 %", "100 %"],
+    "fashion-weak": ["--columns", "100 %"],
     "multimnist-weak": ["--columns", "50 %", "100 %"],
     "celeba-weak": ["--columns", "50 %", "100 %"],
     "mnist-split-levels": ["--columns", "10 %", "100 %", "--rows", "MMVAE", "SVAE"],
@@ -50,10 +49,12 @@ SOME = {
     "translation": ["--columns", "10 %", "100 %"],
 }
 """Some of what a table has many of."""
+SAME = {"weight-variance": "likelihoods"}
+"""Tables of another one's trainings: made after it, without any of their own."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in SAME])
 def test_every_table_is_made(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,12 +75,27 @@ def test_every_table_is_made(
     for corpus in DATA[name]:
         _, source = tiny(corpus, tmp_path / "raw" / corpus)
         prepare(corpus, Path("data", corpus), source=source)
+    made(name, DATA[name], capsys)
+    for other in [other for other, first in SAME.items() if first == name]:
+        before = saved()
+        assert before
+        made(other, DATA[name], capsys)
+        assert saved() == before
+
+
+def saved() -> dict[Path, int]:
+    """When each checkpoint was written."""
+    return {path: path.stat().st_mtime_ns for path in Path("runs/reproduce").glob("*/checkpoints/*/*")}
+
+
+def made(name: str, corpora: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """A table is written, whole, and nothing is left to do for it."""
     command = ["reproduce", name, "--budget", "1e-6", *SOME.get(name, [])]
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["missing"] == 0
     numbers = read(Path(f"runs/reproduce/{name}.csv"))
     assert numbers
-    assert {number.data.split()[0] for number in numbers} == {f"data/{corpus}" for corpus in DATA[name]}
+    assert {number.data.split()[0] for number in numbers} == {f"data/{corpus}" for corpus in corpora}
     assert cv2.imread(f"runs/reproduce/{name}.png") is not None
     assert main([*command, "--dry-run"]) == 0
     states = [line.split("steps")[1].split()[0] for line in capsys.readouterr().out.splitlines()]

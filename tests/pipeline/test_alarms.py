@@ -52,12 +52,28 @@ def test_one_modality_s_posterior_may_collapse_alone() -> None:
     assert "depends on image alone; raise objective.lambda.image (1)" in warning
 
 
+def test_modalities_that_collapse_together_share_a_sentence() -> None:
+    alarms, both = Alarms(mnist()), active(image=0, label=0, all=3)
+    (warning,) = [one for step in (1000, 2000, 3000) for one in alarms.look(step, both)]
+    assert "depends on image or label alone; raise objective.lambda.image (1), objective.lambda.label (50), " in warning
+    assert alarms.warnings == [warning]
+
+    alarms = Alarms(mnist())
+    points = (1000, active(image=0, all=3)), (2000, both), (3000, both)
+    told = [alarms.look(step, metrics) for step, metrics in points]
+    for warnings, name in zip(told[1:], ("image", "label"), strict=True):
+        (warning,) = warnings
+        assert f"depends on {name} alone; raise objective.lambda.{name} (" in warning
+    assert alarms.warnings == [*told[1], *told[2]]
+
+
 def test_what_is_fitted_later_has_not_collapsed_before() -> None:
     run = replace(recipe("mnist"), train=Training(steps=10_000, batch=100))
     run = override(run, {"model.system": "telbo"})
     told = looks(run, *[active(image=0, label=0, all=3)] * 7)
     assert told[:6] == [[]] * 6
-    assert len(told[6]) == 2
+    (warning,) = told[6]
+    assert "depends on image or label alone" in warning
 
 
 @pytest.mark.parametrize(("label", "warned"), [(0.9, False), (0.91, True)])

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from infra.errors import UserError
+from modalities import Image
 from pipeline.baselines import BASELINES, codes, complete_samples, fitting, linear, logistic_regression, pairs
 from pipeline.baselines.supervised import network
-from pipeline.config import Run
+from pipeline.config import Run, override
 from pipeline.corpora.digits import DIGITS, load
 from pipeline.data import check_data
 from pipeline.evaluate.scored import Scored
@@ -257,29 +258,34 @@ def test_the_network_is_the_run_s_own_without_the_stochastic_layer(
     assert caught == [[tuple(parameter.shape) for part in parts for parameter in part.parameters()]]
 
 
-def test_training_pictures_may_be_augmented(digits_dir: Path) -> None:
+def test_the_network_sees_pictures_moved_about_as_its_run_does(
+    digits_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, seen = a_run(digits_dir, 0.05), []
+    moved = override(run, {"modalities.bottom.shift": 1.0})
 
-    def same(pictures: Tensor, seed: int) -> Tensor:
-        seen.append((tuple(pictures.shape), seed))
+    def same(pictures: Tensor, image: Image, seed: int, name: str, row_N: Tensor) -> Tensor:
+        seen.append((tuple(pictures.shape), image.shift, name, row_N.tolist(), seed))
         return pictures
 
-    def blank(pictures: Tensor, seed: int) -> Tensor:
-        return torch.zeros_like(pictures)
+    def found(run: Run) -> Scored:
+        return network(check_data(run), [run], "label", "bottom", "test", 20)[0]
 
-    def found(augment: Any) -> Scored:
-        return network(check_data(run), [run], "label", "bottom", "test", 20, augment)[0]
-
-    assert found(same) == found(None)
+    plain = found(run)
+    assert found(moved) != plain
+    monkeypatch.setattr("pipeline.baselines.supervised.augmented", same)
+    assert found(moved) == plain
     steps = round(20 * 1258 / 63)  # as many rows as 20 epochs of all training samples have
-    assert [shape for shape, _ in seen] == [(63, 4, 8)] * steps
-    assert len({seed for _, seed in seen}) == steps
-    assert all(0 <= seed < 2**63 for _, seed in seen)
-    before = list(seen)
+    assert [told[:4] for told in seen] == [((63, 4, 8), 1.0, "bottom", list(range(63)))] * steps
+    seeds = [told[4] for told in seen]
+    assert len(set(seeds)) == steps
+    assert all(0 <= seed < 2**63 for seed in seeds)
     seen.clear()
-    found(same)
-    assert seen == before
-    assert found(blank).value < 0.25
+    found(moved)
+    assert [told[4] for told in seen] == seeds
+    seen.clear()
+    found(run)
+    assert not seen
 
 
 def test_logistic_regression_is_scikit_learn_s_on_the_pairs(digits_dir: Path) -> None:
