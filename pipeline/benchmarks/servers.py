@@ -64,11 +64,13 @@ class Child:
         self.end()
 
 
-def mlflow_server(store: str, folder: Path) -> Child:
+def mlflow_server(store: str, folder: Path, environment: Mapping[str, str] | None = None) -> Child:
     """MLflow's server on a database; artifacts and its log go to `folder`, which exists."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port)]
-    return Child([*command, "--workers=1", f"--artifacts-destination={folder / 'artifacts'}"], folder, port)
+    return Child(
+        [*command, "--workers=1", f"--artifacts-destination={folder / 'artifacts'}"], folder, port, environment
+    )
 
 
 def model_server(model: Path | str, folder: Path, **environment: str) -> Child:

@@ -48,5 +48,9 @@ def test_compose_file_starts_the_mlflow_that_is_pinned_here() -> None:
     address = next(word for word in server["command"] if word.startswith("--backend-store-uri"))
     settings = database["environment"]
     assert f"{settings['POSTGRES_USER']}:${{MLFLOW_PASSWORD}}@database/{settings['POSTGRES_DB']}" in address
+    pool = server["environment"]
+    most = sum(int(pool[f"MLFLOW_SQLALCHEMYSTORE_{name}"]) for name in ("POOL_SIZE", "MAX_OVERFLOW"))
+    (workers,) = (word.partition("=")[2] for word in server["command"] if word.startswith("--workers="))
+    assert f"max_connections={int(workers) * most + 40}" in database["command"], "some it keeps for itself"
     mounted = [mount.partition(":")[0] for one in (server, database) for mount in one["volumes"]]
     assert set(mounted) == compose["volumes"].keys(), "what is kept must lie on a volume"
