@@ -46,7 +46,7 @@ class Options:
     seeds: int = 1
     """Runs of each number, which differ in seed: mean ± standard deviation."""
     rows: tuple[str, ...] = ()
-    """Only rows whose names hold one of these."""
+    """Only rows whose names hold one of these, from the start of a word."""
     columns: tuple[str, ...] = ()
     """Only these columns."""
     parallel: int = 1
@@ -87,11 +87,11 @@ def main(arguments: list[str]) -> int:
 
 def _check_names(cells: Sequence[Cell], table: Table, options: Options) -> None:
     """Raises UserError where some of the rows and columns asked for have no cell."""
-    from pipeline.reproduce.table import Extent
+    from pipeline.reproduce.table import Extent, meant
 
     def idle(cells: Sequence[Cell]) -> list[str]:
         return [
-            *(f"--rows '{part}'" for part in options.rows if not any(part in cell.row for cell in cells)),
+            *(f"--rows '{part}'" for part in options.rows if not any(meant(part, cell.row) for cell in cells)),
             *(f"--columns '{name}'" for name in options.columns if all(name != cell.column for cell in cells)),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ class Undefined(UserError):
     """A cell's work is done, and its score is none."""
 
 
+def meant(part: str, row: str) -> bool:
+    """Whether a row's name holds this from the start of a word: MVAE is in "MVAE, λ 50" and in no JMVAE."""
+    return bool(re.search(r"(?<!\w)" + re.escape(part), row))
+
+
 @dataclass(frozen=True)
 class Extent:
     """How much of what the papers did is done."""
@@ -29,7 +35,7 @@ class Extent:
     seeds: int = 1
     """Runs of each number that differ in their seed (weights, order, pairs)."""
     rows: tuple[str, ...] = ()
-    """Rows whose names hold one of these; all where none is given."""
+    """Rows that are `meant` by one of these; all where none is given."""
     columns: tuple[str, ...] = ()
     """Columns of these names; all where none is given."""
 
@@ -39,7 +45,7 @@ class Extent:
 
     def wants(self, row: str = "", column: str = "") -> bool:
         """Whether a row and a column are asked for; an empty name is whichever."""
-        return (not (row and self.rows) or any(part in row for part in self.rows)) and (
+        return (not (row and self.rows) or any(meant(part, row) for part in self.rows)) and (
             not (column and self.columns) or column in self.columns
         )
 

@@ -347,7 +347,12 @@ def test_every_table_says_what_it_takes(place: Path, capsys: pytest.CaptureFixtu
     assert main(["reproduce"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in TABLES)
-    assert Extent(rows=("a",)).wants("cat") and not Extent(rows=("x",)).wants("cat")  # noqa: PT018
+    wanted = {part: [Extent(rows=(part,)).wants(row) for row in ("MVAE, k = 1 (a+b)", "JMVAE, k = 0")] for part in
+              ("MVAE", "JMVAE", "k =", "k = 1 (a+b)", "", "x")}  # fmt: skip
+    assert wanted == {
+        "MVAE": [True, False], "JMVAE": [False, True], "k =": [True, True], "k = 1 (a+b)": [True, False],
+        "": [True, True], "x": [False, False],
+    }  # fmt: skip
 
 
 @pytest.mark.slow
