@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from modalities import Image
 from pipeline.reproduce.domains import TWO_LEVELS, two_domains, two_domains_levels
-from pipeline.reproduce.table import Extent
-from pipeline.reproduce.weak import multimnist_weak
+from pipeline.reproduce.table import Cell, Extent
+from pipeline.reproduce.weak import fashion_weak, mnist_weak, multimnist_weak
+from pipeline.reproduce.work import Fitted
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,31 @@ def test_table_10_has_jmvae_on_the_pairs_alone() -> None:
     assert (cell.paper, cell.metric) == (0.1772, "digits/string_given_image")
     (work,) = cell.works
     assert (work.run.model.system, work.run.pairing.complete_share) == ("jmvae", 1.0)
+
+
+@pytest.mark.parametrize(("table", "shift"), [(mnist_weak, 3.0), (fashion_weak, 2.0)])
+def test_the_supervised_bar_sees_what_ours_sees(table: Callable[[Extent], list[Cell]], shift: float) -> None:
+    def moved(row: str) -> tuple[float, ...]:
+        (cell,) = (cell for cell in table(Extent()) if (cell.row, cell.column) == (row, "10 %"))
+        (work,) = cell.works
+        assert isinstance(work, Fitted) is not row.startswith("ours")
+        image = work.run.modalities["image"]
+        assert isinstance(image, Image)
+        return image.shift, image.rotate, image.zoom, image.shear, work.run.optim.decay
+
+    *moves, rate = moved("ours: cross term, augmentation, pseudo-labels")
+    assert moves[0] == shift
+    assert moved("NN, augmented as ours") == (*moves, rate)
+    assert moved("NN, augmented as ours, falling learning rate") == (*moves, 0.5)
+    assert moved("ours, for many pairs: λ 500, 90 % complete rows, falling learning rate") == (*moves, 0.5)
+    assert moved("NN") == moved("ours without augmentation") == (0.0, 0.0, 0.0, 0.0, rate)
+
+
+def test_only_what_needs_no_labels_is_trained_for_all_levels_at_once() -> None:
+    cells = mnist_weak(Extent(columns=("1 %",)))
+    runs = {cell.row: len(work.runs) for cell in cells for work in cell.works if isinstance(work, Fitted)}
+    alone = dict.fromkeys(("NN", "NN, augmented as ours", "NN, augmented as ours, falling learning rate"), 1)
+    assert runs == dict.fromkeys(("AE", "LOGREG", "RBM", "VAE"), 9) | alone
 
 
 def test_each_single_vae_is_probed_in_its_own_domain() -> None:
