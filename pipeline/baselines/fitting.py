@@ -18,8 +18,9 @@ from pipeline.order import permute, seed_of
 
 PART = 1000
 """Rows that a trained network sees together, which bounds the memory."""
-EVERY = 10
-"""Steps between two validations, at least: a validation costs more than an epoch of a few pairs, which is one step."""
+EVERY, VALIDATIONS = 10, 50
+"""Steps between two validations, at least, and validations, at most: one costs more than an epoch of a few pairs, which
+is a single step."""
 
 
 class Net(nn.Module):
@@ -52,20 +53,20 @@ def fit(
     epochs: int,
     title: str,
     score: Callable[[], float] | None = None,
-    patience: int = 0,
 ) -> None:
     """Minimise loss(rows of a batch (B,), step) over epochs of `rows` rows, in batches of the run's size.
 
-    With `score`, which validates after epochs, the weights that are left are those of the best validation, and
-    `patience` validations without a better one end it (0: never).
+    With `score`, which validates after epochs, the weights that are left are those of the best validation. Nothing ends
+    it early: a learning rate that falls in its second half makes the best weights at the very end.
     """
     from rich.console import Console
     from rich.progress import track
 
     device = next(net.parameters()).device
     adam = torch.optim.Adam(net.parameters(), lr=run.optim.lr, betas=run.optim.betas)
-    best, weights, worse, step, validated = -np.inf, net.state_dict(), 0, 0, 0
+    best, weights, step, validated = -np.inf, net.state_dict(), 0, 0
     steps = epochs * -(-rows // run.train.batch)
+    every = max(EVERY, -(-steps // VALIDATIONS))
     quiet = not sys.stderr.isatty()
     for epoch in track(range(epochs), title, console=Console(stderr=True), transient=True, disable=quiet):
         order = permute(np.arange(rows), rows, seed_of(run.seed, "baseline", epoch))
@@ -75,15 +76,11 @@ def fit(
             loss(chosen, step).backward()
             adam.step()
             step += 1
-        if score is None or (step - validated < EVERY and epoch < epochs - 1):
+        if score is None or (step - validated < every and epoch < epochs - 1):
             continue
         value, validated = score(), step
         if value > best:
-            best, weights, worse = value, {name: tensor.clone() for name, tensor in net.state_dict().items()}, 0
-        else:
-            worse += 1
-            if worse == patience:
-                break
+            best, weights = value, {name: tensor.clone() for name, tensor in net.state_dict().items()}
     net.load_state_dict(weights)
 
 

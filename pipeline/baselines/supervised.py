@@ -21,9 +21,6 @@ from pipeline.evaluate.scored import Scored, mean_of
 from pipeline.manifest import Manifest
 from pipeline.order import seed_of
 
-PATIENCE = 100
-"""Validations without a better one after which training ends."""
-
 
 def network(
     manifest: Manifest,
@@ -32,21 +29,20 @@ def network(
     given: str,
     split: str,
     epochs: int,
-    patience: int = PATIENCE,
 ) -> list[Scored]:
     """Accuracy on a split of one network a run, trained on its pairs; see `Baseline.scores`.
 
     Of attributes it is the mean of theirs.
 
-    An epoch is as many rows as the training split has, however few pairs there are: a network of 50 pairs sees each of
-    them as often as a run does that is shown as many rows. Validation ends it earlier.
+    An epoch is as many rows as the training split has, however few pairs there are: a network of 50 pairs takes as many
+    steps as a run does that is shown as many rows.
 
     Where the runs move training pictures about (`Image.shift` and others), so does it, anew in every step.
     """
     asked = question(manifest, runs, label, given, (Label, Attributes))
     parts = {part: asked.rows(part) for part in ("val", split)}
     rows = epochs * len(manifest.split("train"))
-    return [_accuracy(asked, run, parts, split, rows, patience) for run in runs]
+    return [_accuracy(asked, run, parts, split, rows) for run in runs]
 
 
 def _accuracy(
@@ -55,7 +51,6 @@ def _accuracy(
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     split: str,
     rows: int,
-    patience: int,
 ) -> Scored:
     pairs = asked.pairs(run.pairing)
     if too_few(pairs[1]):
@@ -80,5 +75,5 @@ def _accuracy(
 
     title = f"NN on {len(labels):,} pairs"
     epochs = max(1, round(rows / len(labels)))
-    fit(net, loss, len(labels), run, epochs, title, lambda: float(right("val").mean()), patience)
+    fit(net, loss, len(labels), run, epochs, title, lambda: float(right("val").mean()))
     return mean_of(right(split))

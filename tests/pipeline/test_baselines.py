@@ -130,7 +130,7 @@ def test_pairs_of_one_class_teach_nothing(digits_dir: Path) -> None:
 # The networks, and how they are trained
 
 
-def scripted(net: nn.Linear, scores: list[float], run: Run, epochs: int, patience: int) -> list[tuple[int, Tensor]]:
+def scripted(net: nn.Linear, scores: list[float], run: Run, epochs: int) -> list[tuple[int, Tensor]]:
     """(steps, weights) at every validation of training that is validated by these scores, 10 rows an epoch."""
     seen: list[tuple[int, Tensor]] = []
     steps = []
@@ -143,32 +143,40 @@ def scripted(net: nn.Linear, scores: list[float], run: Run, epochs: int, patienc
         seen.append((len(steps), net.weight.detach().clone()))
         return scores[len(seen) - 1]
 
-    fitting.fit(net, loss, 10, run, epochs, "test", score, patience)
+    fitting.fit(net, loss, 10, run, epochs, "test", score)
     return seen
 
 
-def test_the_weights_of_the_best_validation_are_kept(digits_dir: Path) -> None:
+@pytest.mark.parametrize(("found", "best"), [([0.1, 0.5, 0.4, 0.5, 0.2], 1), ([0.6, 0.5], 0), ([0.1, 0.4, 0.6], 2)])
+def test_the_weights_of_the_best_validation_are_kept(found: list[float], best: int, digits_dir: Path) -> None:
     run, net = a_run(digits_dir, **{"train.batch": 1}), nn.Linear(2, 1)
-    seen = scripted(net, [0.1, 0.5, 0.4, 0.5, 0.2, 0.9], run, 100, patience=3)
-    assert [steps for steps, _ in seen] == [10, 20, 30, 40, 50]  # the fourth is no better than the second
-    assert torch.equal(net.weight, seen[1][1])
-    assert not torch.equal(net.weight, seen[-1][1])
-    seen = scripted(net, [0.5, 0.4, 0.3, 0.6, 0.5, 0.4, 0.3, 0.9], run, 100, patience=3)
-    assert len(seen) == 7
-    assert torch.equal(net.weight, seen[3][1])
-    seen = scripted(net, [0.1, 0.5, 0.4, 0.6], run, 4, patience=3)
-    assert len(seen) == 4
-    assert torch.equal(net.weight, seen[3][1])
-    seen = scripted(net, [0.6, 0.5, 0.4, 0.5, 0.3], run, 5, patience=0)
-    assert len(seen) == 5
-    assert torch.equal(net.weight, seen[0][1])
+    seen = scripted(net, found, run, len(found))
+    assert [steps for steps, _ in seen] == [10 * (number + 1) for number in range(len(found))]
+    assert torch.equal(net.weight, seen[best][1])
+    assert all(torch.equal(net.weight, weights) == (number == best) for number, (_, weights) in enumerate(seen))
 
 
-@pytest.mark.parametrize(("batch", "at"), [(10, [10, 20, 23]), (4, [12, 24, 36, 48, 60, 69]), (1, range(10, 240, 10))])
-def test_validations_are_a_few_steps_apart(batch: int, at: Sequence[int], digits_dir: Path) -> None:
-    """After whole epochs, of which there are 23: of one step each, of three, or of ten."""
+def test_however_long_nothing_better_comes_training_goes_on_to_its_end(digits_dir: Path) -> None:
+    """A learning rate that falls makes the best weights at the end."""
+    run, net = a_run(digits_dir, **{"train.batch": 1, "optim.decay": 0.5}), nn.Linear(2, 1)
+    seen = scripted(net, [0.5, *[0.4] * 48, 0.6], run, 250)
+    assert [steps for steps, _ in seen] == list(range(50, 2501, 50))
+    assert torch.equal(net.weight, seen[-1][1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "epochs", "at"),
+    [
+        (10, 23, [10, 20, 23]),
+        (4, 23, [12, 24, 36, 48, 60, 69]),
+        (1, 23, range(10, 240, 10)),
+        (1, 99, [*range(20, 981, 20), 990]),
+    ],
+)
+def test_validations_are_some_steps_apart(batch: int, epochs: int, at: Sequence[int], digits_dir: Path) -> None:
+    """After whole epochs, of one step each, of three, or of ten: after ten steps, or a fiftieth of all."""
     run, net = a_run(digits_dir, **{"train.batch": batch}), nn.Linear(2, 1)
-    assert [steps for steps, _ in scripted(net, [0.0] * 30, run, 23, patience=0)] == list(at)
+    assert [steps for steps, _ in scripted(net, [0.0] * 60, run, epochs)] == list(at)
 
 
 def test_an_epoch_is_every_row_once_in_batches_of_the_run(digits_dir: Path) -> None:
