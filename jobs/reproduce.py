@@ -46,7 +46,7 @@ class Options:
     seeds: int = 1
     """Runs of each number, which differ in seed: mean ± standard deviation."""
     rows: tuple[str, ...] = ()
-    """Only rows whose names hold one of these, from the start of a word."""
+    """Only rows whose names hold one of these; MVAE does not stand for JMVAE."""
     columns: tuple[str, ...] = ()
     """Only these columns."""
     parallel: int = 1

@@ -32,13 +32,15 @@ class Baseline:
     The runs differ in their pairing only: what needs no label is trained once for all of them. NaN where a run's pairs
     hold fewer than two classes. Raises UserError where `label` is no Label, `given` no Image, or a split lacks them.
     """
+    shared: bool = False
+    """Whether something is trained without labels, once for all runs."""
 
 
 BASELINES: dict[str, Baseline] = {
-    "autoencoder": Baseline("AE", on_codes(autoencoder)),
+    "autoencoder": Baseline("AE", on_codes(autoencoder), shared=True),
     "network": Baseline("NN", network),
     "logistic-regression": Baseline("LOGREG", on_codes(pixels)),
-    "rbm": Baseline("RBM", on_codes(rbm)),
-    "vae": Baseline("VAE", on_codes(vae)),
+    "rbm": Baseline("RBM", on_codes(rbm), shared=True),
+    "vae": Baseline("VAE", on_codes(vae), shared=True),
 }
 """In the order of table 8."""

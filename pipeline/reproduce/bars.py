@@ -11,9 +11,9 @@ from pipeline.config import Run
 from pipeline.data import check_data
 from pipeline.evaluate.run import Study
 from pipeline.evaluate.scored import Scored
-from pipeline.reproduce.published import LEVELS, paper_row, percent
+from pipeline.reproduce.published import LEVELS, paper_row
 from pipeline.reproduce.shortened import lasting
-from pipeline.reproduce.table import Cell, Extent
+from pipeline.reproduce.table import Cell, Extent, percent
 from pipeline.reproduce.work import Fitted, Trained
 
 LABEL = "accuracy/label_given_image"
@@ -29,10 +29,10 @@ def baseline_cells(
     paper_epochs: float,
     extent: Extent,
 ) -> list[Cell]:
-    """The paper's baselines, each given the pairs of every level: what needs none is trained once.
+    """The paper's baselines, each given the pairs of every level: what needs none is trained once for all of them.
 
     Beside them stands the fair bar of ours: the supervised network with the same augmentation, and with its falling
-    learning rate too. Supervised networks share nothing, so each level is a piece of work of its own.
+    learning rate too.
     """
     rows: list[tuple[str, str, dict[str, Any]]] = [(one.title, key, {}) for key, one in BASELINES.items()]
     rows += [
@@ -51,7 +51,7 @@ def baseline_cells(
             runs = [lasting(name, epochs, VIEW | changes | {"pairing.fraction": level}, seed) for level in LEVELS]
             for level in levels:
                 place = LEVELS.index(level)
-                together = (tuple(runs), place) if key != "network" else ((runs[place],), 0)
+                together = (tuple(runs), place) if BASELINES[key].shared else ((runs[place],), 0)
                 works[level].append(Fitted(key, fit, *together, epochs))
         cells += [
             Cell(title, percent(level), LABEL, paper_row(published, title, level), (tuple(of_level),), paper_epochs)

@@ -11,9 +11,8 @@ from typing import Any
 from pipeline.evaluate.probes import probes
 from pipeline.evaluate.run import Study, judged
 from pipeline.reproduce.plots import beside, coherence_curves
-from pipeline.reproduce.published import percent
 from pipeline.reproduce.shortened import lasting
-from pipeline.reproduce.table import Cell, Extent, Table
+from pipeline.reproduce.table import Cell, Extent, Table, percent
 from pipeline.reproduce.work import Trained
 
 Published = Mapping[str, tuple[float | None, ...]]

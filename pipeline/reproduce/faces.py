@@ -9,9 +9,9 @@ from pipeline.corpora.celeba_transforms import MODALITIES
 from pipeline.evaluate.attributes import attribute_accuracy
 from pipeline.evaluate.quality import picture_quality
 from pipeline.reproduce.plots import beside, curves, supervision
-from pipeline.reproduce.published import LEVELS, percent
+from pipeline.reproduce.published import LEVELS
 from pipeline.reproduce.shortened import lasting
-from pipeline.reproduce.table import Cell, Extent, Table
+from pipeline.reproduce.table import Cell, Extent, Table, percent
 from pipeline.reproduce.work import Trained
 
 EPOCHS = 100

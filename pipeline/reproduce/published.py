@@ -32,11 +32,6 @@ MULTIMNIST = {
 """Table 10."""
 
 
-def percent(share: float) -> str:
-    """0.002 -> 0.2 %"""
-    return f"{100 * share:g} %"
-
-
 def paper_row(published: Mapping[str, tuple[float, ...]], row: str, level: float) -> float | None:
     """What a paper's row has at a level."""
     return published[row][LEVELS.index(level)] if row in published else None

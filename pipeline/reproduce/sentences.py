@@ -9,9 +9,8 @@ from pipeline.evaluate.captions import captions
 from pipeline.evaluate.texts import perplexity, translation
 from pipeline.reproduce.domains import curve_cells
 from pipeline.reproduce.plots import beside, coherence_curves, translation_curves
-from pipeline.reproduce.published import percent
 from pipeline.reproduce.shortened import lasting
-from pipeline.reproduce.table import Cell, Extent, Table
+from pipeline.reproduce.table import Cell, Extent, Table, percent
 from pipeline.reproduce.work import Trained
 
 LEVELS = (0.001, 0.005, 0.01, 0.05, 0.1, 1.0)

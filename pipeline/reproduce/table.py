@@ -21,9 +21,15 @@ class Undefined(UserError):
     """A cell's work is done, and its score is none."""
 
 
+def percent(share: float) -> str:
+    """0.002 -> 0.2 %"""
+    return f"{100 * share:g} %"
+
+
 def meant(part: str, row: str) -> bool:
-    """Whether a row's name holds this from the start of a word: MVAE is in "MVAE, λ 50" and in no JMVAE."""
-    return bool(re.search(r"(?<!\w)" + re.escape(part), row))
+    """Whether a row's name holds this; a word of it from its start: MVAE is in "MVAE, λ 50" and in no JMVAE."""
+    before = r"(?<![^\W_])" if part[:1].isalnum() else ""
+    return bool(re.search(before + re.escape(part), row))
 
 
 @dataclass(frozen=True)

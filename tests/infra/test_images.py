@@ -51,6 +51,7 @@ def test_compose_file_starts_the_mlflow_that_is_pinned_here() -> None:
     pool = server["environment"]
     most = sum(int(pool[f"MLFLOW_SQLALCHEMYSTORE_{name}"]) for name in ("POOL_SIZE", "MAX_OVERFLOW"))
     (workers,) = (word.partition("=")[2] for word in server["command"] if word.startswith("--workers="))
-    assert f"max_connections={int(workers) * most + 40}" in database["command"], "some it keeps for itself"
+    connections = int(database["command"][-1].removeprefix("max_connections="))
+    assert connections >= int(workers) * most + 100, "the server's jobs have some too, and the database's owner"
     mounted = [mount.partition(":")[0] for one in (server, database) for mount in one["volumes"]]
     assert set(mounted) == compose["volumes"].keys(), "what is kept must lie on a volume"

@@ -347,11 +347,12 @@ def test_every_table_says_what_it_takes(place: Path, capsys: pytest.CaptureFixtu
     assert main(["reproduce"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in TABLES)
-    wanted = {part: [Extent(rows=(part,)).wants(row) for row in ("MVAE, k = 1 (a+b)", "JMVAE, k = 0")] for part in
-              ("MVAE", "JMVAE", "k =", "k = 1 (a+b)", "", "x")}  # fmt: skip
+    wanted = {part: [Extent(rows=(part,)).wants(row) for row in ("MVAE-Q, k = 1 (a+b)", "JMVAE, log_p/all")]
+              for part in ("MVAE", "JMVAE", "k =", "1 (a+b)", "-Q", ", ", "p/all", "all", "ll", "")}  # fmt: skip
     assert wanted == {
-        "MVAE": [True, False], "JMVAE": [False, True], "k =": [True, True], "k = 1 (a+b)": [True, False],
-        "": [True, True], "x": [False, False],
+        "MVAE": [True, False], "JMVAE": [False, True], "k =": [True, False], "1 (a+b)": [True, False],
+        "-Q": [True, False], ", ": [True, True], "p/all": [False, True], "all": [False, True], "ll": [False, False],
+        "": [True, True],
     }  # fmt: skip
 
 

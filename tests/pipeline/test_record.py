@@ -173,6 +173,16 @@ def test_a_warning_is_printed_once_and_stays_a_tag(
     assert [step for step, values in points(out) if "val/latents/active.all" in values] == [1, 3, 4, 5, 6]
 
 
+def test_what_modalities_share_is_in_the_tag_once(tmp_path: Path, tracked: tuple[Run, str], manifest: Manifest) -> None:
+    run, out = tracked[0], tmp_path / "run"
+    together = {"val/latents/active.all": 3.0} | {f"val/latents/active.{name}": 0.0 for name in run.modalities}
+    with Record(run, out, [manifest], ALONE) as record:
+        for step in (1, 2):
+            record.metrics(step, together)
+    (line,) = tags(out)["pairstream.warning"].splitlines()
+    assert " or ".join(run.modalities) in line
+
+
 def test_other_ranks_keep_no_record(tmp_path: Path, tracked: tuple[Run, str], manifest: Manifest) -> None:
     record = Record(tracked[0], tmp_path / "run", [manifest], World(1, 2, 1, torch.device("cpu")))
     record.metrics(1, COLLAPSED)
