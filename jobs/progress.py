@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 @contextmanager
-def training_progress(steps: int, directory: Path) -> Iterator[Callable[[int, float], None]]:
+def training_progress(steps: int, name: str) -> Iterator[Callable[[int, float], None]]:
     """A bar with the loss on a terminal; ten lines over the whole run in a log."""
     if not sys.stderr.isatty():
         every = max(1, steps // 10)
 
         def line(step: int, loss: float) -> None:
             if step % every == 0 or step == steps:
-                print(f"{directory.name}: step {step}/{steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+                print(f"{name}: step {step}/{steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
 
         yield line
         return
@@ -25,10 +24,10 @@ def training_progress(steps: int, directory: Path) -> Iterator[Callable[[int, fl
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(directory.name, total=steps)
+        task = bar.add_task(name, total=steps)
 
         def update(step: int, loss: float) -> None:
-            bar.update(task, completed=step, description=f"{directory.name}  loss {loss:.3f}")
+            bar.update(task, completed=step, description=f"{name}  loss {loss:.3f}")
 
         yield update
 

@@ -237,11 +237,10 @@ def _do(same: Sequence[Work], root: Path) -> int:
 
     for work in same:
         if not work.done(root):
-            with training_progress(work.run.train.steps, root / work.key) as on_step:
-                try:
-                    work.do(root, on_step)
-                except Stopped:
-                    return REQUEUE
+            try:
+                work.do(root, training_progress)
+            except Stopped:
+                return REQUEUE
     return 0
 
 

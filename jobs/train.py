@@ -198,7 +198,7 @@ def _progress(run: Run, directory: Path, quiet: bool) -> Any:
         return nullcontext(None)
     from jobs.progress import training_progress
 
-    return training_progress(run.train.steps, directory)
+    return training_progress(run.train.steps, directory.name)
 
 
 def _pace(ends: list[float]) -> float:

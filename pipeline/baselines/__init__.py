@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.baselines.codes import autoencoder, on_codes, pixels, rbm, vae
+from pipeline.baselines.fitting import Fitting
 from pipeline.baselines.linear import logistic_regression
 from pipeline.baselines.pairs import complete_samples, jmvae_on_pairs, read
 from pipeline.baselines.supervised import network
@@ -17,7 +18,7 @@ from pipeline.config import Run
 from pipeline.evaluate.scored import Scored
 from pipeline.manifest import Manifest
 
-__all__ = ["BASELINES", "Baseline", "complete_samples", "jmvae_on_pairs", "logistic_regression", "read"]
+__all__ = ["BASELINES", "Baseline", "Fitting", "complete_samples", "jmvae_on_pairs", "logistic_regression", "read"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Baseline:
 
     title: str
     """What the paper's tables call it."""
-    scores: Callable[[Manifest, Sequence[Run], str, str, str, int], list[Scored]]
-    """(manifest, runs, label, given, split, epochs) -> the accuracy of each run on the split's rows that have both.
+    scores: Callable[[Manifest, Sequence[Run], str, str, str, Fitting], list[Scored]]
+    """(manifest, runs, label, given, split, for how long) -> each run's accuracy on the split's rows that have both.
 
     The runs differ in their pairing only: what needs no label is trained once for all of them. NaN where a run's pairs
     hold fewer than two classes. Raises UserError where `label` is no Label, `given` no Image, or a split lacks them.

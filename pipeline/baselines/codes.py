@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.baselines.fitting import build, fit, in_parts
+from pipeline.baselines.fitting import Fitting, build, fit, in_parts
 from pipeline.baselines.linear import flat, regression
 from pipeline.baselines.pairs import UNKNOWN, Question, question, too_few
 from pipeline.config import Run
@@ -25,19 +25,19 @@ HIDDEN = 128
 """Hidden nodes of the RBM (appendix H)."""
 Encode = Callable[[np.ndarray], np.ndarray]
 """Pictures (R, *shape) -> codes (R, H)."""
-Learn = Callable[[Question, int], Encode]
-"""(what is asked, epochs) -> what has been learnt from the training split's pictures."""
+Learn = Callable[[Question, Fitting], Encode]
+"""(what is asked, for how long) -> what has been learnt from the training split's pictures."""
 
 
-def on_codes(learn: Learn) -> Callable[[Manifest, Sequence[Run], str, str, str, int], list[Scored]]:
+def on_codes(learn: Learn) -> Callable[[Manifest, Sequence[Run], str, str, str, Fitting], list[Scored]]:
     """`Baseline.scores` of logistic regression on what `learn` makes of pictures, learnt once for all runs."""
 
     def scores(
-        manifest: Manifest, runs: Sequence[Run], label: str, given: str, split: str, epochs: int
+        manifest: Manifest, runs: Sequence[Run], label: str, given: str, split: str, fitting: Fitting
     ) -> list[Scored]:
         asked = question(manifest, runs, label, given)
         pictures, truth = asked.rows(split)
-        encode = learn(asked, epochs)
+        encode = learn(asked, fitting)
         codes = encode(pictures)
         pairs = (asked.pairs(run.pairing) for run in runs)
         return [
@@ -47,27 +47,27 @@ def on_codes(learn: Learn) -> Callable[[Manifest, Sequence[Run], str, str, str, 
     return scores
 
 
-def pixels(asked: Question, epochs: int) -> Encode:
+def pixels(asked: Question, fitting: Fitting) -> Encode:
     """The pictures as they are: there is nothing to learn."""
     return flat
 
 
-def autoencoder(asked: Question, epochs: int) -> Encode:
+def autoencoder(asked: Question, fitting: Fitting) -> Encode:
     """The picture's encoder and decoder without noise and KL, for its likelihood alone."""
-    return _trained(asked, epochs, "AE", variational=False)
+    return _trained(asked, fitting, "AE", variational=False)
 
 
-def vae(asked: Question, epochs: int) -> Encode:
+def vae(asked: Question, fitting: Fitting) -> Encode:
     """The same networks, for the ELBO with the run's β; the codes are the posteriors' means."""
-    return _trained(asked, epochs, "VAE", variational=True)
+    return _trained(asked, fitting, "VAE", variational=True)
 
 
-def _trained(asked: Question, epochs: int, title: str, variational: bool) -> Encode:
+def _trained(asked: Question, fitting: Fitting, title: str, variational: bool) -> Encode:
     run, picture = asked.run, asked.picture
     net = build(run, picture, picture, title)
     device = next(net.parameters()).device
     pictures = torch.from_numpy(asked.pictures()).to(device)
-    steps = epochs * -(-len(pictures) // run.train.batch)
+    steps = fitting.epochs * -(-len(pictures) // run.train.batch)
 
     def loss(chosen: Tensor, step: int) -> Tensor:
         seen, noise = pictures[chosen], None
@@ -80,11 +80,11 @@ def _trained(asked: Question, epochs: int, title: str, variational: bool) -> Enc
             error = error + beta_at(run.objective, step, steps) * q.kl_to_prior()
         return error.mean()
 
-    fit(net, loss, len(pictures), run, epochs, title)
+    fit(net, loss, len(pictures), run, fitting, title)
     return lambda some: in_parts(lambda part: net.encoder(part)[0], torch.from_numpy(some).to(device)).cpu().numpy()
 
 
-def rbm(asked: Question, epochs: int) -> Encode:
+def rbm(asked: Question, fitting: Fitting) -> Encode:
     """Probabilities of the hidden nodes of a restricted Boltzmann machine, given levels in [0, 1] as probabilities.
 
     scikit-learn's, which is trained by persistent contrastive divergence (Tieleman 2008), where the paper says
@@ -96,7 +96,7 @@ def rbm(asked: Question, epochs: int) -> Encode:
     seed, batch = seed_of(asked.run.seed, "baseline", "RBM"), asked.run.train.batch
     pictures = flat(asked.pictures())
     order = permute(np.arange(len(pictures)), len(pictures), seed)
-    machine = BernoulliRBM(HIDDEN, n_iter=epochs, batch_size=batch, random_state=seed % 2**32)
-    with Console(stderr=True).status(f"RBM: {epochs} epochs of {len(pictures):,} pictures"):
+    machine = BernoulliRBM(HIDDEN, n_iter=fitting.epochs, batch_size=batch, random_state=seed % 2**32)
+    with Console(stderr=True).status(f"RBM: {fitting.epochs} epochs of {len(pictures):,} pictures"):
         machine.fit(pictures[order])
     return lambda some: np.asarray(machine.transform(flat(some)))

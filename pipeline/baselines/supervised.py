@@ -7,6 +7,7 @@ is chosen by accuracy on validation data, as the checkpoint of a run is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from modalities import Attributes, Label
 from pipeline.augment import augmented
-from pipeline.baselines.fitting import build, fit, in_parts
+from pipeline.baselines.fitting import Fitting, build, fit, in_parts
 from pipeline.baselines.pairs import UNKNOWN, Question, question, too_few
 from pipeline.config import Run
 from pipeline.evaluate.scored import Scored, mean_of
@@ -28,7 +29,7 @@ def network(
     label: str,
     given: str,
     split: str,
-    epochs: int,
+    fitting: Fitting,
 ) -> list[Scored]:
     """Accuracy on a split of one network a run, trained on its pairs; see `Baseline.scores`.
 
@@ -41,8 +42,8 @@ def network(
     """
     asked = question(manifest, runs, label, given, (Label, Attributes))
     parts = {part: asked.rows(part) for part in ("val", split)}
-    rows = epochs * len(manifest.split("train"))
-    return [_accuracy(asked, run, parts, split, rows) for run in runs]
+    rows = fitting.epochs * len(manifest.split("train"))
+    return [_accuracy(asked, run, parts, split, fitting, rows) for run in runs]
 
 
 def _accuracy(
@@ -50,6 +51,7 @@ def _accuracy(
     run: Run,
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     split: str,
+    fitting: Fitting,
     rows: int,
 ) -> Scored:
     pairs = asked.pairs(run.pairing)
@@ -74,6 +76,6 @@ def _accuracy(
         return share
 
     title = f"NN on {len(labels):,} pairs"
-    epochs = max(1, round(rows / len(labels)))
-    fit(net, loss, len(labels), run, epochs, title, lambda: float(right("val").mean()))
+    lasting = replace(fitting, epochs=max(1, round(rows / len(labels))))
+    fit(net, loss, len(labels), run, lasting, title, lambda: float(right("val").mean()))
     return mean_of(right(split))

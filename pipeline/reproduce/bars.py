@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.baselines import BASELINES, jmvae_on_pairs
+from pipeline.baselines import BASELINES, Fitting, jmvae_on_pairs
 from pipeline.config import Run
 from pipeline.data import check_data
 from pipeline.evaluate.run import Study
@@ -45,7 +45,7 @@ def baseline_cells(
         levels = [level for level in LEVELS if extent.wants(title, percent(level))]
         if not levels:
             continue
-        fit = partial(_scores, key, max(1, round(epochs)))
+        fit = partial(_scores, key)
         works: dict[float, list[Fitted]] = {level: [] for level in levels}
         for seed in range(extent.seeds):
             runs = [lasting(name, epochs, VIEW | changes | {"pairing.fraction": level}, seed) for level in LEVELS]
@@ -60,8 +60,8 @@ def baseline_cells(
     return cells
 
 
-def _scores(key: str, epochs: int, runs: Sequence[Run]) -> list[dict[str, Scored]]:
-    found = BASELINES[key].scores(check_data(runs[0]), runs, "label", "image", "test", epochs)
+def _scores(key: str, runs: Sequence[Run], fitting: Fitting) -> list[dict[str, Scored]]:
+    found = BASELINES[key].scores(check_data(runs[0]), runs, "label", "image", "test", fitting)
     return [{LABEL: score} for score in found]
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from filelock import Timeout
 
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
+from infra.distributed import is_worker
 from infra.errors import UserError
 from infra.journal import JOURNAL
 from infra.preemption import REQUEUE, StopRequest
 from pipeline import config
+from pipeline.baselines.fitting import Fitting, Show, unseen
 from pipeline.config import Run
 from pipeline.evaluate.run import STUDIES, Study, Which, checkpoint_of, chosen_by, evaluate_run, evaluation_file
 from pipeline.evaluate.scored import Scored
@@ -31,7 +35,8 @@ from pipeline.record import training_lock
 from pipeline.reproduce.archive import archived, directory_of
 from pipeline.settings import Precision
 
-OnStep = Callable[[int, float], None]
+FIT = "fit"
+"""In the directory of what is fitted: its checkpoints, until it is done."""
 
 
 class Stopped(Exception):
@@ -76,7 +81,7 @@ class Work(ABC):
         """Its result where there is one. Raises UserError where that was made of other data."""
 
     @abstractmethod
-    def do(self, root: Path, on_step: OnStep | None = None) -> None:
+    def do(self, root: Path, show: Show = unseen) -> None:
         """Do what is left of it. Raises Stopped where a signal came, and UserError."""
 
     def in_precision(self, precision: Precision) -> Work:
@@ -106,6 +111,21 @@ class Work(ABC):
         self._check(told["data"], directory)
         scores = {name: Scored(*score) for name, score in told["scores"][place].items()}
         return Result(scores, math.nan, epochs, self.run.seed, told["data"], str(directory))
+
+    @contextmanager
+    def _alone(self, directory: Path) -> Iterator[None]:
+        """In a directory that other processes may work in too, as soon as none does."""
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = training_lock(directory)
+        try:
+            lock.acquire()
+        except Timeout:
+            print(f"{self.key}: another process is at work on it; waiting until it ends", file=sys.stderr, flush=True)
+            lock.acquire(timeout=-1)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _check(self, made_of: str, where: Path) -> None:
         if made_of != self.fingerprint():
@@ -188,28 +208,18 @@ class Trained(Work):
     def _epochs(self) -> float:
         return self.run.train.steps * self.run.train.batch / len(open_manifest(self.run.data).split("train"))
 
-    def do(self, root: Path, on_step: OnStep | None = None) -> None:
+    def do(self, root: Path, show: Show = unseen) -> None:
         from pipeline.train import train
 
         directory = self.directory(root)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._wait(directory)
+        with self._alone(directory):
+            pass  # `train` sees to it by itself
         if self.share(root) < 1:
-            with StopRequest() as stop:
+            with StopRequest() as stop, show(self.run.train.steps, self.key) as on_step:
                 result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
             if result.status == "preempted" or stop.asked:  # it may come when the last step is done
                 raise Stopped
         self._judge(directory)
-
-    def _wait(self, directory: Path) -> None:
-        """Until no other piece of work trains the run that both need."""
-        lock = training_lock(directory)
-        try:
-            lock.acquire()
-        except Timeout:
-            print(f"{self.key}: another process trains it; waiting until it ends", file=sys.stderr, flush=True)
-            lock.acquire(timeout=-1)
-        lock.release()
 
     def _judge(self, directory: Path) -> None:
         found = evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
@@ -262,7 +272,7 @@ def _course(file: Path, name: str) -> list[tuple[int, float]]:
     return sorted((record["step"], record["metrics"][name]) for record in records if name in record.get("metrics", {}))
 
 
-Baseline = Callable[[list[Run]], list[dict[str, Scored]]]
+Baseline = Callable[[list[Run], Fitting], list[dict[str, Scored]]]
 """Scores on test data of a baseline that is given the pairs of each of these runs, which differ in pairing only."""
 
 
@@ -294,5 +304,16 @@ class Fitted(Work):
     def done(self, root: Path) -> Result | None:
         return self._kept(root / self.key, self.place, self.epochs)
 
-    def do(self, root: Path, on_step: OnStep | None = None) -> None:
-        self._keep(root / self.key, self.baseline(list(self.runs)))
+    def do(self, root: Path, show: Show = unseen) -> None:
+        directory = root / self.key
+        with nullcontext() if is_worker() else self._alone(directory):  # ranks do the same, and wait for no other
+            if not self.done(root):  # by whoever held it
+                self._keep(directory, self.baseline(list(self.runs), self._fitting(root, show)))
+                shutil.rmtree(directory / FIT, ignore_errors=True)
+
+    def share(self, root: Path) -> float:
+        return 1.0 if self.done(root) else self._fitting(root).share(self.runs[0])
+
+    def _fitting(self, root: Path, show: Show = unseen) -> Fitting:
+        kept = None if is_worker() else root / self.key / FIT / self.fingerprint()
+        return Fitting(max(1, round(self.epochs)), kept, show)

@@ -13,6 +13,7 @@ import xxhash
 
 from infra import distributed
 from pipeline import config
+from pipeline.baselines.fitting import Fitting, Show, unseen
 from pipeline.baselines.supervised import network
 from pipeline.config import Run, override
 from pipeline.data import check_data
@@ -29,7 +30,7 @@ from pipeline.reproduce.plots import beside
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Table, percent
 from pipeline.reproduce.weak import DIGIT_MOVES, PSEUDO
-from pipeline.reproduce.work import Fitted, OnStep, Result, Trained, Work
+from pipeline.reproduce.work import FIT, Fitted, Result, Trained, Work
 from pipeline.settings import Pairing, Precision
 
 GIVEN = "image"
@@ -73,9 +74,9 @@ class Completed(Work):
     def done(self, root: Path) -> Result | None:
         return self._kept(root / self.key, 0, self.epochs)
 
-    def do(self, root: Path, on_step: OnStep | None = None) -> None:
+    def do(self, root: Path, show: Show = unseen) -> None:
         if self.trained.share(root) < 1:  # MLflow may have its numbers, which are no model
-            self.trained.do(root, on_step)
+            self.trained.do(root, show)
         directory, run = self.trained.directory(root), self.run
         world = distributed.start(run.engine.device, run.engine.threads)
         settings = Settings(only=(run.modalities[self.label].member(self.label),), pairing=run.pairing)
@@ -85,8 +86,12 @@ class Completed(Work):
         manifest = open_manifest(data)
         # rows that show one modality each are two for a sample: fewer epochs of more rows
         epochs = self.epochs * len(open_manifest(run.data).split("train")) / len(manifest.split("train"))
-        found = network(manifest, [completed], self.label, GIVEN, "test", max(1, round(epochs)))
+        fits = root / self.key / FIT
+        kept = fits / manifest.fingerprint if world.is_main else None
+        fitting = Fitting(max(1, round(epochs)), kept, show)
+        found = network(manifest, [completed], self.label, GIVEN, "test", fitting)
         self._keep(root / self.key, [{metric_name(self.label, (GIVEN,)): score} for score in found])
+        shutil.rmtree(fits, ignore_errors=True)
         shutil.rmtree(data)
 
 
@@ -123,7 +128,7 @@ def _cells(
 
     def pairs(level: float, seed: int) -> Work:
         run = lasting(name, epochs, {"pairing.view": "split", "pairing.fraction": level}, seed)
-        return Fitted("network", partial(_network, label, max(1, round(epochs))), (run,), 0, epochs)
+        return Fitted("network", partial(_network, label), (run,), 0, epochs)
 
     def model(seed: int) -> Trained:
         changes = {"pairing.view": "split", "pairing.fraction": LEVEL, **settings}
@@ -137,9 +142,9 @@ def _cells(
     return cells
 
 
-def _network(label: str, epochs: int, runs: Sequence[Run]) -> list[dict[str, Scored]]:
+def _network(label: str, runs: Sequence[Run], fitting: Fitting) -> list[dict[str, Scored]]:
     manifest, metric = check_data(runs[0]), metric_name(label, (GIVEN,))
-    return [{metric: score} for score in network(manifest, runs, label, GIVEN, "test", epochs)]
+    return [{metric: score} for score in network(manifest, runs, label, GIVEN, "test", fitting)]
 
 
 TABLES = [

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from infra.errors import UserError
 from infra.store import runs
 from jobs.cli import main
 from pipeline import config
+from pipeline.baselines.fitting import Fitting, Show, unseen
 from pipeline.evaluate.scored import Scored
 from pipeline.record import training_lock
 from pipeline.reproduce import TABLES, archive
@@ -90,7 +92,7 @@ def test_what_was_cut_goes_on_and_comes_to_the_same(place: Path, capsys: pytest.
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        work.do(root, stop)
+        work.do(root, lambda steps, name: nullcontext(stop))
     assert work.done(root) is None
     assert 0 < work.share(root) < 1
     work.do(root)
@@ -107,11 +109,11 @@ def test_a_signal_ends_with_75_and_a_table_of_what_there_is(
 ) -> None:
     done: list[str] = []
 
-    def one_then_stopped(work: Trained, root: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    def one_then_stopped(work: Trained, root: Path, show: Show) -> None:
         if done:
             raise Stopped
         done.append(work.key)
-        plainly(work, root, on_step)
+        plainly(work, root, show)
 
     plainly = Trained.do
     monkeypatch.setattr(Trained, "do", one_then_stopped)
@@ -201,7 +203,7 @@ def test_a_training_that_another_piece_of_work_is_at_is_waited_for(
     work.do(root)
     other.join()
     assert work.done(root)
-    assert "another process trains it; waiting until it ends" in capsys.readouterr().err
+    assert "another process is at work on it; waiting until it ends" in capsys.readouterr().err
 
 
 def test_the_course_of_a_training_is_told_from_its_journal(place: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_metric_that_the_data_cannot_answer_is_a_sentence(place: Path) -> None
 def test_baselines_share_what_needs_no_pairs(place: Path) -> None:
     called = []
 
-    def guess(runs: list) -> list[dict[str, Scored]]:
+    def guess(runs: list, fitting: Fitting) -> list[dict[str, Scored]]:
         called.append(len(runs))
         return [{METRIC: Scored(run.pairing.fraction, 0.1, 9)} for run in runs]
 
@@ -259,7 +261,7 @@ class Known(Work):
     def done(self, root: Path) -> Result | None:
         return self.result if self.result.scores else None
 
-    def do(self, root: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    def do(self, root: Path, show: Show = unseen) -> None:
         raise AssertionError
 
 

@@ -19,6 +19,7 @@ from infra.errors import UserError
 from infra.preemption import StopRequest
 from jobs import reproduce
 from jobs.cli import main
+from pipeline.baselines import Fitting
 from pipeline.baselines.pairs import UNKNOWN
 from pipeline.config import Run
 from pipeline.evaluate.scored import Scored
@@ -33,7 +34,7 @@ METRIC = "accuracy/label_given_top"
 HALF = Scored(0.5, 0.1, 9)
 
 
-def refuses(runs: list[Run]) -> list[dict[str, Scored]]:
+def refuses(runs: list[Run], fitting: Fitting) -> list[dict[str, Scored]]:
     raise UserError("this baseline takes no digits")
 
 
@@ -41,14 +42,14 @@ def refuses(runs: list[Run]) -> list[dict[str, Scored]]:
 class Toy:
     """A table whose work is quick: what each row's baseline gives, and of which recipe's data it is."""
 
-    baselines: dict[str, Scored | Callable[[list[Run]], list[dict[str, Scored]]]] = field(default_factory=dict)
+    baselines: dict[str, Scored | Callable[[list[Run], Fitting], list[dict[str, Scored]]]] = field(default_factory=dict)
     recipes: dict[str, str] = field(default_factory=dict)
 
     def cells(self, extent: Extent) -> list[Cell]:
         cells = []
         for row, given in self.baselines.items():
             if extent.wants(row):
-                fit = given if callable(given) else lambda runs, score=given: [{METRIC: score}]
+                fit = given if callable(given) else lambda runs, fitting, score=given: [{METRIC: score}]
                 run = lasting(self.recipes.get(row, "digits"), extent.epochs(10))
                 cells += [
                     Cell(row, column, METRIC, None, ((Fitted(f"{row}-{column}", fit, (run,), 0, 10.0),),))
@@ -232,7 +233,7 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_done
         assert "this baseline takes no digits" not in said
 
 
-def interrupting(runs: list[Run]) -> list[dict[str, Scored]]:
+def interrupting(runs: list[Run], fitting: Fitting) -> list[dict[str, Scored]]:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1)
     raise AssertionError("the signal was not heard")
@@ -278,7 +279,7 @@ def test_damaged_data_are_not_passed_over_as_missing(toy: Toy, capsys: pytest.Ca
 
 
 def test_one_that_breaks_keeps_nothing_else_from_being_made(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
-    def breaks(runs: list[Run]) -> list[dict[str, Scored]]:
+    def breaks(runs: list[Run], fitting: Fitting) -> list[dict[str, Scored]]:
         raise RuntimeError("out of memory")
 
     toy.baselines = {"NN": breaks, "AE": HALF}

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from infra.preemption import StopAtOnce
 from infra.store import default_uri, runs
 from jobs.cli import main
+from pipeline.baselines import BASELINES, Fitting, fitting
+from pipeline.config import Run
+from pipeline.data import check_data
 from pipeline.evaluate.run import evaluate_run
+from pipeline.evaluate.scored import Scored
 from pipeline.reproduce import archive
 from pipeline.reproduce.shortened import lasting
-from pipeline.reproduce.work import Trained
+from pipeline.reproduce.work import Fitted, Trained
 from pipeline.train import train
 
 METRIC = "accuracy/label_given_top"
@@ -149,3 +159,54 @@ def test_a_store_that_does_not_answer_is_told_and_one_that_is_not_there_yet_is_n
     archive._finished.cache_clear()
     assert work.done(ROOT) is None
     assert "what MLflow holds is not known" in capsys.readouterr().err
+
+
+def supervised(runs: list[Run], fitting: Fitting) -> list[dict[str, Scored]]:
+    """A baseline that is trained in steps."""
+    found = BASELINES["network"].scores(check_data(runs[0]), runs, "label", "top", "test", fitting)
+    return [{METRIC: score} for score in found]
+
+
+def test_a_baseline_that_was_cut_goes_on_and_comes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "SECONDS", 0.0)
+    work = Fitted("network", supervised, (lasting("digits", 2),), 0, 2.0)
+    assert (work.share(ROOT), work.done(ROOT)) == (0, None)
+
+    def stop(step: int, _: float) -> None:
+        if step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit), StopAtOnce():
+        work.do(ROOT, lambda steps, name: nullcontext(stop))
+    assert (work.share(ROOT), work.done(ROOT)) == (0.5, None)
+    with monkeypatch.context() as of_others:
+        of_others.setattr(Fitted, "fingerprint", lambda self: "of other data")
+        assert work.share(ROOT) == 0
+    steps: list[int] = []
+    work.do(ROOT, lambda steps_of_all, name: nullcontext(lambda step, _: steps.append(step)))
+    assert steps == list(range(14, 27))
+    work.do(Path("elsewhere"))
+    cut, whole = work.done(ROOT), work.done(Path("elsewhere"))
+    assert cut is not None
+    assert whole is not None
+    assert cut.scores == whole.scores
+    assert work.share(ROOT) == 1
+    assert {file.name for file in (ROOT / work.key).iterdir()} <= {"scores.json", "training.lock"}
+
+
+def test_a_baseline_is_fitted_once_by_two_who_want_it_at_once() -> None:
+    fits: list[int] = []
+
+    def slowly(runs: list[Run], _: Fitting) -> list[dict[str, Scored]]:
+        fits.append(1)
+        time.sleep(1)
+        return [{METRIC: Scored(0.5, 0.1, 9)} for _ in runs]
+
+    work = Fitted("slow", slowly, (lasting("digits", 1),), 0, 1.0)
+    both = [threading.Thread(target=work.do, args=(ROOT,)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert work.done(ROOT)
+    assert len(fits) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.baselines import BASELINES, pairs
+from pipeline.baselines import BASELINES, Fitting, pairs
 from pipeline.config import Run, override
 from pipeline.data import check_data
 from pipeline.evaluate.scored import Scored
@@ -31,7 +31,7 @@ def a_run(data: str | Path, fraction: float = 1.0, **changes: Any) -> Run:
 
 def scores(name: str, runs: list[Run], split: str = "test", epochs: int = 0) -> list[Scored]:
     """Of the label from the bottom halves."""
-    return BASELINES[name].scores(check_data(runs[0]), runs, "label", "bottom", split, epochs or EPOCHS[name])
+    return BASELINES[name].scores(check_data(runs[0]), runs, "label", "bottom", split, Fitting(epochs or EPOCHS[name]))
 
 
 def asked(run: Run) -> pairs.Question:

@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from infra.errors import UserError
 from modalities import Image
-from pipeline.baselines import BASELINES, codes, complete_samples, fitting, linear, logistic_regression, pairs
+from pipeline.baselines import BASELINES, Fitting, codes, complete_samples, fitting, linear, logistic_regression, pairs
 from pipeline.baselines.supervised import network
 from pipeline.config import Run, override
 from pipeline.corpora.digits import DIGITS, load
@@ -143,7 +143,7 @@ def scripted(net: nn.Linear, scores: list[float], run: Run, epochs: int) -> list
         seen.append((len(steps), net.weight.detach().clone()))
         return scores[len(seen) - 1]
 
-    fitting.fit(net, loss, 10, run, epochs, "test", score)
+    fitting.fit(net, loss, 10, run, Fitting(epochs), "test", score)
     return seen
 
 
@@ -189,7 +189,7 @@ def test_an_epoch_is_every_row_once_in_batches_of_the_run(digits_dir: Path) -> N
         seen.append((step, chosen))
         return net(data[chosen]).square().mean()
 
-    fitting.fit(net, loss, 10, run, 3, "test")
+    fitting.fit(net, loss, 10, run, Fitting(3), "test")
     assert [step for step, _ in seen] == list(range(9))
     assert [len(chosen) for _, chosen in seen] == [4, 4, 2] * 3
     epochs = [torch.cat([chosen for _, chosen in seen[i : i + 3]]).tolist() for i in (0, 3, 6)]
@@ -208,7 +208,7 @@ def loss_of(learn: codes.Learn, run: Run, epochs: int, monkeypatch: pytest.Monke
     """The network and the loss that it would be trained by."""
     caught: list[Any] = []
     monkeypatch.setattr(codes, "fit", lambda net, loss, *_: caught.extend((net, loss)))
-    learn(asked(run), epochs)
+    learn(asked(run), Fitting(epochs))
     return caught[0], caught[1]
 
 
@@ -239,12 +239,12 @@ def test_codes_are_means(digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fitting, "PART", 7)
     pictures = asked(run).rows("val")[0][:20]
     for learn in (codes.autoencoder, codes.vae):
-        found = learn(asked(run), 1)(pictures)
+        found = learn(asked(run), Fitting(1))(pictures)
         expected = caught[-1].encoder(torch.from_numpy(pictures))[0]
         assert found.shape == (20, 32)
         torch.testing.assert_close(torch.from_numpy(found), expected.detach())
-    assert codes.rbm(asked(run), 1)(pictures).shape == (20, 128)
-    assert codes.pixels(asked(run), 1)(pictures).shape == (20, 32)
+    assert codes.rbm(asked(run), Fitting(1))(pictures).shape == (20, 128)
+    assert codes.pixels(asked(run), Fitting(1))(pictures).shape == (20, 32)
 
 
 def test_the_network_is_the_run_s_own_without_the_stochastic_layer(
@@ -277,7 +277,7 @@ def test_the_network_sees_pictures_moved_about_as_its_run_does(
         return pictures
 
     def found(run: Run) -> Scored:
-        return network(check_data(run), [run], "label", "bottom", "test", 20)[0]
+        return network(check_data(run), [run], "label", "bottom", "test", Fitting(20))[0]
 
     plain = found(run)
     assert found(moved) != plain

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from pipeline.baselines import BASELINES, complete_samples, jmvae_on_pairs, read
+from pipeline.baselines import BASELINES, Fitting, complete_samples, jmvae_on_pairs, read
 from pipeline.config import Run
 from pipeline.corpora.corpus import Entry
 from pipeline.corpora.digits import DIGITS, load
@@ -103,7 +103,7 @@ def test_jmvae_trains_on_the_pairs_only(view: str, digits_dir: Path) -> None:
 def test_of_what_and_from_what(name: str, label: str, picture: str, sentence: str, digits_dir: Path) -> None:
     run = a_run(digits_dir)
     with pytest.raises(UserError, match=sentence):
-        BASELINES[name].scores(check_data(run), [run], label, picture, "test", 1)
+        BASELINES[name].scores(check_data(run), [run], label, picture, "test", Fitting(1))
 
 
 def test_no_label_at_all(digits_dir: Path) -> None:
