@@ -23,6 +23,10 @@ TRANSLATION = {
     "chrf": "chrF of translations (0 to 100)",
 }
 """Panels by what their metrics begin with."""
+SUBSETS = {
+    "log_p": "log-likelihood of all modalities, log_p/all (nats)",
+    "log_weight_variance": "variance of the log importance weights (nats²)",
+}
 
 
 def curves(
@@ -88,6 +92,11 @@ def coherence_curves(numbers: Sequence[Number], file: Path) -> Path:
 def translation_curves(numbers: Sequence[Number], file: Path) -> Path:
     """Nats, BLEU and chrF over the share of complete pairs, a panel each."""
     return curves(numbers, file, "complete training samples", panels=TRANSLATION)
+
+
+def subset_curves(numbers: Sequence[Number], file: Path) -> Path:
+    """Log-likelihood and variance over the random subsets of a step, k (MVAE figure 10)."""
+    return curves(numbers, file, "random subsets a step, k", logarithmic=False, panels=SUBSETS)
 
 
 def beside(numbers: Sequence[Number], file: Path) -> Path:

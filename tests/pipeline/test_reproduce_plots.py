@@ -135,6 +135,19 @@ def test_translations_have_a_panel_for_nats_one_for_bleu_one_for_chrf() -> None:
     assert [len(dashed(axis)) for axis in figure.axes] == [1, 0, 0]
 
 
+def test_a_variance_of_nats_is_no_nats() -> None:
+    numbers = [
+        number("own noise", f"k = {k}", -6500.0 if metric == "log_p/all" else 200.0, metric=metric)
+        for metric in ("log_p/all", "log_weight_variance/all")
+        for k in (0, 10)
+    ]
+    draw = table("k-effect").draw
+    assert draw
+    figure: Any = draw(numbers, Path("k-effect.png"))
+    assert [axis.get_ylabel().rpartition(" ")[2] for axis in figure.axes] == ["(nats)", "(nats²)"]
+    assert [axis.get_xscale() for axis in figure.axes] == ["linear", "linear"]
+
+
 @pytest.mark.parametrize(("draw", "wide"), [(coherence_curves, 3), (beside, 4)])
 def test_many_panels_go_on_below(draw: Any, wide: int) -> None:
     numbers = [number("NN", "1 %", 0.8, metric=f"coherence/{n}") for n in range(wide + 2)]
