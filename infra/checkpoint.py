@@ -135,6 +135,11 @@ class Checkpoints:
                 notes.append(f"{error}; falling back to the checkpoint before it")
         return None, notes
 
+    def reached(self) -> int:
+        """Step of the newest whole checkpoint; 0 without any."""
+        newest, _ = self.latest()
+        return newest.step if newest else 0
+
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of a step. Raises UserError when a file of it is missing or damaged."""
         path = self.directory / f"step_{step}"
@@ -148,9 +153,12 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} is damaged: {error}") from None
         return Checkpoint(path, step, meta)
 
-    def best(self) -> Checkpoint | None:
-        """The checkpoint that the newest one names as best (itself, where none is named), or None without any."""
-        newest, _ = self.latest()
+    def best(self, newest: Checkpoint | None = None) -> Checkpoint | None:
+        """The checkpoint that the newest one names as best (itself, where none is named), or None without any.
+
+        Raises UserError where that one is damaged.
+        """
+        newest = newest or self.latest()[0]
         if newest is None:
             return None
         named = (newest.meta.get("best") or {}).get("step", newest.step)

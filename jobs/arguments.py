@@ -116,7 +116,7 @@ def open_model(name: str) -> Packaged:
             return packaging.load(about.parent)
     directory = find_run(name)
     model = packaging.of_run(directory)
-    latest, last = Checkpoints(directory / "checkpoints").all()[-1], model.run.train.steps
+    latest, last = Checkpoints(directory / "checkpoints").reached(), model.run.train.steps
     if latest < last:
         print(
             f"{directory}: its training is at step {latest:,} of {last:,} (it goes on, was cut off or stopped early); "

@@ -4,7 +4,7 @@ Makes a table of the papers again: trains what is missing, goes on with what was
 or in MLflow), and writes TABLE.csv and TABLE.png: the paper's number, ours with its spread, seeds, epochs, data,
 command. What has no data here is left out; what fails is told, ends with code 1, and keeps nothing else from being
 made. --budget takes a share of the paper's epochs; the table then says so. --dry-run lists what would be done. A
-signal saves and ends with code 75: the same command goes on from there.
+signal saves and ends with code 75: the same command goes on from there (an RBM, scikit-learn's, begins anew).
 """
 
 from __future__ import annotations
@@ -64,15 +64,18 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(arguments):
         parse("reproduce TABLE", Options, arguments, about=__doc__)
     from pipeline.reproduce import TABLES, table
     from pipeline.reproduce.table import Extent, in_precision
 
-    if not arguments:
+    if arguments in ([], ["--json"]):
         for one in TABLES.values():
             print(f"{one.name:<20} {one.title} ({one.source})")
         print("pairstream reproduce TABLE --dry-run lists what a table takes")
+        if arguments:
+            told = [{"name": one.name, "title": one.title, "source": one.source} for one in TABLES.values()]
+            closing_json({"tables": told})
         return 0
     name, rest = split_name("reproduce", "table", arguments, list(TABLES))
     chosen = table(name)
@@ -214,20 +217,21 @@ def _finished(same: Sequence[Work], root: Path) -> bool:
 
 
 def _list(works: Works, names: dict[str, str], root: Path, options: Options) -> int:
-    done = {key: _finished(same, root) for key, same in works.items()}
-    shares = {key: 1.0 if done[key] else same[0].share(root) for key, same in works.items()}
-    for key, share in shares.items():
-        run = works[key][0].run
-        state = "done" if done[key] else f"{share:.0%} trained" if share else "to do"
-        print(f"{key:<48} {run.train.steps:>8,} steps  {state:<12} {names[key]}")
+    listed = []
+    for key, same in works.items():
+        done, refused = False, ""
+        try:
+            done = _done(same, root)
+        except UserError as error:  # made of other data
+            refused = str(error)
+        share = 1.0 if done else same[0].share(root)
+        state = "refused" if refused else "done" if done else f"{share:.0%} trained" if share else "to do"
+        print(f"{key:<48} {same[0].steps:>8,} steps  {state:<12} {names[key]}")
+        if refused:
+            _say(refused)
+        listed.append({"key": key, "for": names[key], "share": share, "done": done})
     if options.json:
-        closing_json(
-            {
-                "work": [
-                    {"key": key, "for": names[key], "share": share, "done": done[key]} for key, share in shares.items()
-                ]
-            }
-        )
+        closing_json({"work": listed})
     return 0
 
 

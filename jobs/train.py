@@ -82,6 +82,10 @@ def read(name: str, rest: list[str]) -> tuple[Options, Path | None]:
         directory = directory or _unfinished(name)
         check((directory / "run.json").is_file(), f"there is no run to resume in {directory}")
         saved = default = config.load(directory / "run.json")
+        check(
+            saved.recipe == name,
+            f"{directory} is a run of {saved.recipe}: continue it with pairstream train {saved.recipe} --resume",
+        )
     elif early.source:
         default = config.load(find_run(early.source) / "run.json")
     else:
@@ -112,8 +116,7 @@ def _unfinished(name: str) -> Path:
             run = config.load(path)
         except UserError:
             continue
-        steps = Checkpoints(path.parent / "checkpoints").all()
-        if run.recipe == name and (not steps or steps[-1] < run.train.steps):
+        if run.recipe == name and Checkpoints(path.parent / "checkpoints").reached() < run.train.steps:
             return path.parent
     raise UserError(f"no unfinished run of {name} under {RUNS}/: name one with --out DIR")
 

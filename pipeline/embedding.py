@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def embed(
     Of several instances of a modality it is one, always the same. Raises UserError where the data do not fit the model,
     or the file cannot be written.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a directory: --out takes the file to write")
     used = _used(packaged, manifest, given)
     source = Source(
         packaged.run.recipe, packaged.about["step"], packaged.weights, manifest.fingerprint, tuple(used),
@@ -117,7 +120,8 @@ def embed(
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror or error}): choose another --out") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return Embedded(kept, total - kept - collate.rows_damaged, collate.rows_damaged)
 
 

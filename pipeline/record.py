@@ -47,6 +47,18 @@ def destination(run: Run, directory: Path, identity: str | None = None, parent: 
     )
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether the run in a directory has ended as it should: with its pictures and its packaged model."""
+    return directory.is_dir() and _statuses(directory)[-1:] == ["FINISHED"]
+
+
+def _statuses(directory: Path) -> list[str]:
+    """All that a run's journal says of how it goes, the last one last."""
+    file = directory / JOURNAL
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    return [record["status"] for line in lines if "status" in (record := parse(line) or {})]
+
+
 def training_lock(directory: Path) -> FileLock:
     """Held by the process that trains in a run's directory; taking it raises filelock.Timeout at once."""
     return FileLock(directory / "training.lock", timeout=0)
@@ -54,10 +66,7 @@ def training_lock(directory: Path) -> FileLock:
 
 def settle(directory: Path, status: str) -> None:
     """Say how a run ended whose own process was killed before it could; nothing where it did."""
-    file = directory / JOURNAL
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    said = [record["status"] for line in lines if "status" in (record := parse(line) or {})]
-    if said and said[-1] == "RUNNING" and (where := destination_in(directory)):
+    if _statuses(directory)[-1:] == ["RUNNING"] and (where := destination_in(directory)):
         Tracker(directory, where, running=False).close(status)
 
 

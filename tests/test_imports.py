@@ -33,6 +33,7 @@ def test_imports_go_one_way() -> None:
         (["embed", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow"}),
         (["search", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow", "sklearn"}),
         (["submit", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
+        (["reproduce", "mnist-weak", "--help"], {"torch", "deepspeed", "ray", "mlflow", "pyarrow", "sklearn"}),
         (["doctor", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
         (["impute", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),
         (["submit", "slurm", "--help"], {"torch", "deepspeed", "ray", "mlflow"}),

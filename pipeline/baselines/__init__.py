@@ -35,12 +35,14 @@ class Baseline:
     """
     shared: bool = False
     """Whether something is trained without labels, once for all runs."""
+    lasts: bool = True
+    """Whether it is trained for epochs; else until nothing changes any more."""
 
 
 BASELINES: dict[str, Baseline] = {
     "autoencoder": Baseline("AE", on_codes(autoencoder), shared=True),
     "network": Baseline("NN", network),
-    "logistic-regression": Baseline("LOGREG", on_codes(pixels)),
+    "logistic-regression": Baseline("LOGREG", on_codes(pixels), lasts=False),
     "rbm": Baseline("RBM", on_codes(rbm), shared=True),
     "vae": Baseline("VAE", on_codes(vae), shared=True),
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from infra import distributed
 from infra.checkpoint import Checkpoint, Checkpoints
+from infra.preemption import REQUEUE, StopRequest
 from modalities import Modality
 from pipeline import config
 from pipeline.batch import on_device
@@ -51,7 +53,7 @@ class Fitting:
 
     def kept(self, run: Run) -> Checkpoints | None:
         """The checkpoints of a run's fit."""
-        return Checkpoints(self.directory / config.identity(run), keep=1) if self.directory else None
+        return Checkpoints(self.directory / config.identity(run), keep=2) if self.directory else None
 
     def share(self, run: Run) -> float:
         """How much of a run's fit is done, 0 to 1, as far as it is kept."""
@@ -96,7 +98,8 @@ def fit(
     With `score`, which validates after epochs, the weights that are left are those of the best validation. Nothing ends
     it early: a learning rate that falls in its second half makes the best weights at the very end.
 
-    What was cut goes on from its last checkpoint, and ends as if it had not been.
+    What was cut goes on from its last checkpoint, and ends as if it had not been. Where it is kept, a signal saves it
+    and ends the process with REQUEUE.
     """
     device = next(net.parameters()).device
     adam = torch.optim.Adam(net.parameters(), lr=run.optim.lr, betas=run.optim.betas)
@@ -104,10 +107,14 @@ def fit(
     steps = fitting.epochs * batches
     every = max(EVERY, -(-steps // VALIDATIONS))
     kept, state = fitting.kept(run), State(net, adam)
-    if kept and (newest := kept.latest()[0]):
-        state.load(newest)
+    if kept:
+        newest, notes = kept.latest()
+        for note in notes:
+            print(note, file=sys.stderr, flush=True)
+        if newest:
+            state.load(newest)
     saved, order_of, order = time.monotonic(), -1, torch.empty(0)
-    with fitting.show(steps, title) as on_step:
+    with fitting.show(steps, title) as on_step, StopRequest() if kept else nullcontext() as stop:
         while state.step < steps:
             epoch, place = divmod(state.step, batches)
             if epoch != order_of:
@@ -122,10 +129,12 @@ def fit(
             is_last = state.step == steps
             if score and place == batches - 1 and (state.step - state.validated >= every or is_last):
                 state.validate(score())
-            if kept and not is_last and time.monotonic() - saved >= SECONDS:
+            on_step(state.step, value.item())
+            if kept and stop and not is_last and (stop.asked or time.monotonic() - saved >= SECONDS):
                 state.save(kept, steps)
                 saved = time.monotonic()
-            on_step(state.step, value.item())
+                if stop.asked:
+                    raise SystemExit(REQUEUE)
     if state.best is not None:
         net.load_state_dict(state.best)
 

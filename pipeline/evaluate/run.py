@@ -88,23 +88,28 @@ class Evaluation:
 
 
 def checkpoint_of(directory: Path, which: Which = "best") -> Checkpoint:
-    """The checkpoint that evaluation takes. Raises UserError where the run has none yet."""
+    """The checkpoint that evaluation takes; says on stderr where damaged ones had to be passed over for it.
+
+    Raises UserError where the run has none yet, or none that is whole.
+    """
     checkpoints = Checkpoints(directory / "checkpoints")
-    found = checkpoints.best() if which == "best" else checkpoints.latest()[0]
-    if found is None:
-        raise UserError(
-            f"{directory} has no checkpoint yet: train it first (pairstream train RECIPE --resume --out {directory})"
-        )
-    return found
+    newest, notes = checkpoints.latest()
+    if newest is None:
+        train = f"(pairstream train RECIPE --resume --out {directory})"
+        if notes:
+            raise UserError(f"{directory} has no checkpoint that is whole; train it again {train}: {notes[0]}")
+        raise UserError(f"{directory} has no checkpoint yet: train it first {train}")
+    for note in notes:
+        print(f"pairstream: {note}", file=sys.stderr, flush=True)
+    return checkpoints.best(newest) or newest if which == "best" else newest
 
 
-def subject_of(directory: Path, split: str = "test", run: Run | None = None, which: Which = "best") -> Subject:
+def subject_of(directory: Path, split: str, run: Run | None, checkpoint: Checkpoint) -> Subject:
     """A run's trained model on a split of its data. Collective.
 
-    Raises UserError where there is no checkpoint, or the data are not those that the run was trained on.
+    Raises UserError where the checkpoint is of another system, or the data are not those that the run was trained on.
     """
     run = run or config.load(directory / "run.json")
-    checkpoint = checkpoint_of(directory, which)
     system = checkpoint.meta["run"]["model"]["system"]
     if system != run.model.system:
         raise UserError(
@@ -143,9 +148,9 @@ def evaluate_run(
     `test.20/elbo`). `progress` hears how many rows of all have their log-likelihoods. Raises
     UserError where the data is not the data that the run was trained on.
     """
-    trained = max(Checkpoints(directory / "checkpoints").all(), default=0)
-    subject = replace(subject_of(directory, split, run, which), few=few)
-    checkpoint = checkpoint_of(directory, which)  # now: the run may be at work
+    trained = Checkpoints(directory / "checkpoints").reached()
+    checkpoint = checkpoint_of(directory, which)
+    subject = replace(subject_of(directory, split, run, checkpoint), few=few)
     measures: list[Measure] = [*OFTEN, sampled_accuracy]
     if samples:
         measures.append(partial(importance_sampled, samples=samples))

@@ -92,7 +92,7 @@ def prepared(run: Run, directory: Path, checkpoint: Checkpoint, data: str, setti
 
 def _remarks(run: Run, directory: Path, checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
     notes = []
-    last = Checkpoints(directory / "checkpoints").all()[-1]
+    last = Checkpoints(directory / "checkpoints").reached()
     if last < run.train.steps:
         notes.append(f"{directory} has had {last:,} of its {run.train.steps:,} steps; step {checkpoint.step:,} serves")
     if checkpoint.meta["fingerprint"] != manifest.fingerprint:

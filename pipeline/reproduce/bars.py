@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -39,22 +40,22 @@ def baseline_cells(
         ("NN, augmented as ours", "network", dict(moves)),
         ("NN, augmented as ours, falling learning rate", "network", {**moves, **FALLING}),
     ]
-    epochs = extent.epochs(paper_epochs)
     cells = []
     for title, key, changes in rows:
         levels = [level for level in LEVELS if extent.wants(title, percent(level))]
         if not levels:
             continue
-        fit = partial(_scores, key)
+        baseline, fit = BASELINES[key], partial(_scores, key)
+        epochs, of_paper = (extent.epochs(paper_epochs), paper_epochs) if baseline.lasts else (0.0, math.nan)
         works: dict[float, list[Fitted]] = {level: [] for level in levels}
         for seed in range(extent.seeds):
-            runs = [lasting(name, epochs, VIEW | changes | {"pairing.fraction": level}, seed) for level in LEVELS]
+            runs = [lasting(name, epochs or 1, VIEW | changes | {"pairing.fraction": level}, seed) for level in LEVELS]
             for level in levels:
                 place = LEVELS.index(level)
-                together = (tuple(runs), place) if BASELINES[key].shared else ((runs[place],), 0)
+                together = (tuple(runs), place) if baseline.shared else ((runs[place],), 0)
                 works[level].append(Fitted(key, fit, *together, epochs))
         cells += [
-            Cell(title, percent(level), LABEL, paper_row(published, title, level), (tuple(of_level),), paper_epochs)
+            Cell(title, percent(level), LABEL, paper_row(published, title, level), (tuple(of_level),), of_paper)
             for level, of_level in works.items()
         ]
     return cells

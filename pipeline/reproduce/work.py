@@ -11,19 +11,19 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from infra.checkpoint import Checkpoints
 from infra.disk import write_whole
 from infra.distributed import is_worker
 from infra.errors import UserError
-from infra.journal import JOURNAL
+from infra.journal import JOURNAL, points
 from infra.preemption import REQUEUE, StopRequest
 from pipeline import config
 from pipeline.baselines.fitting import Fitting, Show, unseen
@@ -31,10 +31,12 @@ from pipeline.config import Run
 from pipeline.evaluate.run import STUDIES, Study, Which, checkpoint_of, chosen_by, evaluate_run, evaluation_file
 from pipeline.evaluate.scored import Scored
 from pipeline.manifest import open_manifest
-from pipeline.record import training_lock
+from pipeline.record import is_finished
 from pipeline.reproduce.archive import archived, directory_of
 from pipeline.settings import Precision
 
+AT_WORK = "work.lock"
+"""In the directory of a piece of work: held by the process that does it."""
 FIT = "fit"
 """In the directory of what is fitted: its checkpoints, until it is done."""
 
@@ -88,6 +90,11 @@ class Work(ABC):
         """The same, with networks of that precision in what is trained by the engine."""
         return self
 
+    @property
+    def steps(self) -> int:
+        """Of its training, about; 0 where it takes none."""
+        return self.run.train.steps
+
     def share(self, root: Path) -> float:
         """How much of it is done, 0 to 1."""
         return float(self.done(root) is not None)
@@ -107,21 +114,31 @@ class Work(ABC):
         file = directory / "scores.json"
         if not file.is_file():
             return None
-        told = json.loads(file.read_text())
-        self._check(told["data"], directory)
-        scores = {name: Scored(*score) for name, score in told["scores"][place].items()}
-        return Result(scores, math.nan, epochs, self.run.seed, told["data"], str(directory))
+        try:
+            told = json.loads(file.read_text())
+            scores = {name: Scored(*score) for name, score in told["scores"][place].items()}
+            data = str(told["data"])
+        except (ValueError, LookupError, TypeError, AttributeError):  # damaged: it is made again
+            return None
+        self._check(data, directory)
+        return Result(scores, math.nan, epochs, self.run.seed, data, str(directory))
 
     @contextmanager
     def _alone(self, directory: Path) -> Iterator[None]:
-        """In a directory that other processes may work in too, as soon as none does."""
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = training_lock(directory)
+        """In a directory that other processes may work in too, as soon as none does; ranks do not wait for others.
+
+        Raises UserError where it cannot be written.
+        """
+        lock = FileLock(directory / AT_WORK, timeout=0)
         try:
-            lock.acquire()
+            directory.mkdir(parents=True, exist_ok=True)
+            if not is_worker():
+                lock.acquire()
         except Timeout:
             print(f"{self.key}: another process is at work on it; waiting until it ends", file=sys.stderr, flush=True)
             lock.acquire(timeout=-1)
+        except OSError as error:
+            raise UserError(f"{directory} cannot be written ({error.strerror})") from None
         try:
             yield
         finally:
@@ -168,8 +185,7 @@ class Trained(Work):
 
     def share(self, root: Path) -> float:
         """Steps done."""
-        steps = Checkpoints(self.directory(root) / "checkpoints").all()
-        return steps[-1] / self.run.train.steps if steps else 0.0
+        return Checkpoints(self.directory(root) / "checkpoints").reached() / self.run.train.steps
 
     def done(self, root: Path) -> Result | None:
         directory = self.directory(root)
@@ -213,13 +229,14 @@ class Trained(Work):
 
         directory = self.directory(root)
         with self._alone(directory):
-            pass  # `train` sees to it by itself
-        if self.share(root) < 1:
-            with StopRequest() as stop, show(self.run.train.steps, self.key) as on_step:
-                result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
-            if result.status == "preempted" or stop.asked:  # it may come when the last step is done
-                raise Stopped
-        self._judge(directory)
+            if self.done(root):  # by whoever was at it
+                return
+            if self.share(root) < 1 or not is_finished(directory):
+                with StopRequest() as stop, show(self.run.train.steps, self.key) as on_step:
+                    result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
+                if result.status == "preempted" or stop.asked:  # it may come when the last step is done
+                    raise Stopped
+            self._judge(directory)
 
     def _judge(self, directory: Path) -> None:
         found = evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
@@ -247,7 +264,7 @@ class Watched(Trained):
         scores = {}
         for asked in self.metrics:
             name, _, share = asked.partition("@")
-            values = [value for step, value in _course(file, name) if step <= float(share) * self.run.train.steps]
+            values = [value for step, value in _course(directory, name) if step <= float(share) * self.run.train.steps]
             if not values:
                 raise UserError(f"{file} has no {name} by {float(share):.0%} of the training: remove {directory}")
             scores[asked] = Scored(values[-1], math.nan, rows)
@@ -266,10 +283,9 @@ def _told(file: Path) -> dict[str, Any]:
     return told if {"trained", "metrics", "errors", "rows", "data", "samples", "validation"} <= set(told) else {}
 
 
-def _course(file: Path, name: str) -> list[tuple[int, float]]:
+def _course(directory: Path, name: str) -> list[tuple[int, float]]:
     """(step, value) of a metric, in order of steps."""
-    records = (json.loads(line) for line in file.read_text().splitlines())
-    return sorted((record["step"], record["metrics"][name]) for record in records if name in record.get("metrics", {}))
+    return sorted((step, values[name]) for step, values in points(directory) if name in values)
 
 
 Baseline = Callable[[list[Run], Fitting], list[dict[str, Scored]]]
@@ -289,6 +305,7 @@ class Fitted(Work):
     place: int
     """Of the run whose scores these are."""
     epochs: float
+    """0 where it takes none."""
     settings: str = ""
     """Whatever else its result depends on, in words."""
 
@@ -301,14 +318,21 @@ class Fitted(Work):
         told = json.dumps([self.name, self.epochs, self.settings, [config.identity(run) for run in self.runs]])
         return f"{self.run.recipe}-{self.name}-{xxhash.xxh3_64_hexdigest(told.encode())}"
 
+    @property
+    def steps(self) -> int:
+        return self.run.train.steps if self.epochs else 0
+
     def done(self, root: Path) -> Result | None:
         return self._kept(root / self.key, self.place, self.epochs)
 
     def do(self, root: Path, show: Show = unseen) -> None:
         directory = root / self.key
-        with nullcontext() if is_worker() else self._alone(directory):  # ranks do the same, and wait for no other
-            if not self.done(root):  # by whoever held it
-                self._keep(directory, self.baseline(list(self.runs), self._fitting(root, show)))
+        with self._alone(directory):
+            if self.done(root):  # by whoever was at it
+                return
+            found = self.baseline(list(self.runs), self._fitting(root, show))
+            with StopRequest():
+                self._keep(directory, found)
                 shutil.rmtree(directory / FIT, ignore_errors=True)
 
     def share(self, root: Path) -> float:

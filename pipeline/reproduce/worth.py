@@ -12,6 +12,7 @@ from typing import Any
 import xxhash
 
 from infra import distributed
+from infra.preemption import StopRequest
 from pipeline import config
 from pipeline.baselines.fitting import Fitting, Show, unseen
 from pipeline.baselines.supervised import network
@@ -90,9 +91,10 @@ class Completed(Work):
         kept = fits / manifest.fingerprint if world.is_main else None
         fitting = Fitting(max(1, round(epochs)), kept, show)
         found = network(manifest, [completed], self.label, GIVEN, "test", fitting)
-        self._keep(root / self.key, [{metric_name(self.label, (GIVEN,)): score} for score in found])
-        shutil.rmtree(fits, ignore_errors=True)
-        shutil.rmtree(data)
+        with StopRequest():
+            self._keep(root / self.key, [{metric_name(self.label, (GIVEN,)): score} for score in found])
+            shutil.rmtree(fits, ignore_errors=True)
+            shutil.rmtree(data)
 
 
 def on_completed(run: Run, data: Path) -> Run:

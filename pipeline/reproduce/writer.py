@@ -67,7 +67,8 @@ def write(
     """Put numbers into a file; those of the same row, column, metric and length take the place of older ones. All that
     it holds then is drawn. Returns the files.
 
-    Of two processes at the same table one waits for the other. Raises UserError as `read` does.
+    Of two processes at the same table one waits for the other. Raises UserError as `read` does, and where the picture
+    cannot be drawn: the numbers are kept then.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with _alone(file):
@@ -79,7 +80,11 @@ def write(
         for number in kept.values():
             writer.writerow({name: _written(value) for name, value in asdict(number).items()})
         write_whole(file, text.getvalue())
-        return [file, *([draw(list(kept.values()), file.with_suffix(".png"))] if draw else [])]
+        picture = file.with_suffix(".png")
+        try:
+            return [file, *([draw(list(kept.values()), picture)] if draw else [])]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{picture} cannot be drawn ({error}); the numbers are in {file}") from None
 
 
 @contextmanager

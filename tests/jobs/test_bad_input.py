@@ -174,6 +174,8 @@ def test_resume_refuses_other_data_and_other_mathematics(
     assert fingerprint in said
     assert "resume with the data it began with" in said
     assert "model.latent was" in refused(capsys, *resume, "--model.latent", "3")
+    said = refused(capsys, "train", "mnist", *resume[2:])
+    assert "out is a run of digits: continue it with pairstream train digits --resume" in said
     assert main(resume) == 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from filelock import FileLock
 
 from infra.errors import UserError
 from infra.store import runs
@@ -23,11 +24,10 @@ from jobs.cli import main
 from pipeline import config
 from pipeline.baselines.fitting import Fitting, Show, unseen
 from pipeline.evaluate.scored import Scored
-from pipeline.record import training_lock
 from pipeline.reproduce import TABLES, archive
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Number, Table, number_of
-from pipeline.reproduce.work import Fitted, Result, Stopped, Trained, Watched, Work
+from pipeline.reproduce.work import AT_WORK, Fitted, Result, Stopped, Trained, Watched, Work
 from pipeline.reproduce.writer import read, text_of, write
 
 METRIC = "accuracy/label_given_top"
@@ -193,7 +193,7 @@ def test_a_training_that_another_piece_of_work_is_at_is_waited_for(
     held = threading.Event()
 
     def trains() -> None:
-        with training_lock(work.directory(root)):
+        with FileLock(work.directory(root) / AT_WORK):
             held.set()
             time.sleep(2)
 

@@ -191,7 +191,7 @@ def test_a_baseline_that_was_cut_goes_on_and_comes_to_the_same(monkeypatch: pyte
     assert whole is not None
     assert cut.scores == whole.scores
     assert work.share(ROOT) == 1
-    assert {file.name for file in (ROOT / work.key).iterdir()} <= {"scores.json", "training.lock"}
+    assert {file.name for file in (ROOT / work.key).iterdir()} <= {"scores.json", "work.lock"}
 
 
 def test_a_baseline_is_fitted_once_by_two_who_want_it_at_once() -> None:

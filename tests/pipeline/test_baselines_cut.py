@@ -58,9 +58,9 @@ def test_what_was_cut_goes_on_and_comes_to_the_same(name: str, cut: int, digits_
     whole = scores(name, run, Fitting(2, show=seen(once)))
     with pytest.raises(Cut):
         scores(name, run, Fitting(2, tmp_path, seen(before, cut)))
-    assert Fitting(2, tmp_path).share(run) == cut / len(once)
+    assert Fitting(2, tmp_path).share(run) == (cut - 1) / len(once)
     assert scores(name, run, Fitting(2, tmp_path, seen(after))) == whole
-    assert before + after == once
+    assert before[:-1] + after == once
     assert Fitting(2, tmp_path / "other").share(run) == 0
 
 
@@ -92,14 +92,17 @@ def test_the_best_validation_outlasts_a_cut(cut: int, digits_dir: Path, tmp_path
     assert all(map(torch.equal, fitted(Fitting(15, tmp_path, seen([]))), whole))
 
 
-def test_a_damaged_checkpoint_is_none(digits_dir: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, steps = a_run(digits_dir), []
     with pytest.raises(Cut):
         scores("network", run, Fitting(2, tmp_path, seen([], 5)))
-    (weights,) = tmp_path.glob("*/step_5/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-1])
+    (newest,) = tmp_path.glob("*/step_4/model.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-1])
     assert scores("network", run, Fitting(2, tmp_path, seen(steps))) == scores("network", run, Fitting(2))
-    assert steps[0] == 1
+    assert steps[0] == 4
+    assert "step_4 is damaged: model.safetensors is not what was saved; falling back" in capsys.readouterr().err
 
 
 def test_nothing_is_kept_unless_asked(digits_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,14 @@ def test_what_does_not_fit_is_refused_with_a_sentence(data: Path, tmp_path: Path
     with pytest.raises(UserError, match="cannot be written"):
         embed(model, manifest, tmp_path / "no" / "v.parquet")
     assert list(tmp_path.iterdir()) == []
+    file.write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        embed(model, manifest, file / "v.parquet")
+    told: list[int] = []
+    with pytest.raises(UserError, match="is a directory: --out takes the file to write"):
+        embed(model, manifest, tmp_path, progress=lambda done, total: told.append(done))
+    assert not told
+    assert (list(tmp_path.iterdir()), file.read_text()) == ([file], "mine")
 
 
 def test_every_posterior_that_generates_has_a_row() -> None:
