@@ -34,8 +34,10 @@ lint: setup
 test: lint
 	$(PYTEST) --dist loadfile  # tests of a file share what is costly
 
+# these wait more than they compute: one process more than cores
 slow: setup
-	$(PYTEST) --dist worksteal -m slow --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(min(os.cpu_count(), 8) + 1)') \
+		--dist worksteal -m slow --durations 20
 
 # SLURM (installed where this user may), Ray's clusters and its job server, two network namespaces
 cluster-test: setup
