@@ -26,8 +26,15 @@ SYSTEMS: dict[str, Mapping[str, Any]] = {
     "CVAE": {"model.system": "cvae"},
     "MVAE-Q": {"model.system": "mvae-q"},
     "MVAE": {"model.system": "mvae"},
+    "MVAE, short annealing, falling learning rate": {
+        "model.system": "mvae", "objective.anneal": 0.2, "optim.decay": 0.8
+    },
     "MVAE19": {},
-}
+}  # fmt: skip
+OURS = {"MVAE, short annealing, falling learning rate": "MVAE"}
+"""Ours, and whose numbers of the paper stand beside them. With the paper's β (rising over two fifths of 500 epochs) and
+learning rate the networks know the training digits by heart: on validation data the ELBO of binary-mnist was best after
+225 epochs, -98.8 nats, and with these settings, the first that were tried, -94.0 after 50."""
 OWN_RECIPE = {("MVAE19", "celeba"): "celeba19"}
 """Of a system that is a recipe of its own, and of no other data."""
 LIKELIHOODS: dict[tuple[str, str], tuple[float | None, ...]] = {
@@ -108,7 +115,7 @@ def _cells(published: Mapping[tuple[str, str], tuple[float | None, ...]], extent
             papers = {
                 metric.replace("label", SECOND.get(name, "label")): values[place]
                 for (one, metric), values in published.items()
-                if one == system and (values[place] is not None or not any(values))
+                if one == OURS.get(system, system) and (values[place] is not None or not any(values))
             }
             wanted = {metric for metric in papers if extent.wants(f"{system}: {metric}")}
             wanted |= {metric.replace(VARIANCE, LIKELIHOOD) for metric in wanted}  # never a variance alone

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import override
 from pipeline.corpora import prepare
-from pipeline.reproduce.likelihoods import DATA, LIKELIHOODS, likelihoods, weight_variance
+from pipeline.reproduce.likelihoods import DATA, LIKELIHOODS, OURS, likelihoods, weight_variance
 from pipeline.reproduce.table import Extent
 from tests.pipeline.corpora import tiny
 
@@ -40,6 +41,19 @@ def test_what_no_table_has_stands_beside_nothing(small: Path) -> None:
     assert cells["MVAE: log_p/image_given_label.by_image", "mnist"].paper == -88.569
     assert cells["CVAE: log_p/image_given_label", "mnist"].paper == -87.773
     assert ("CVAE: log_p/image_given_string", "multimnist") not in cells
+
+
+def test_ours_stands_beside_the_paper_s_mvae(small: Path) -> None:
+    cells = {(cell.row, cell.column): cell for cell in likelihoods(Extent(budget=1e-6))}
+    (name,) = OURS
+    theirs = {where: cell for where, cell in cells.items() if where[0].startswith("MVAE:")}
+    assert len(theirs) == 7 * len(DATA)
+    for (row, column), cell in theirs.items():
+        ours = cells[row.replace("MVAE", name), column]
+        assert (ours.paper, ours.metric) == (cell.paper, cell.metric)
+        ((run,), (plain,)) = ([work.run for work in one.candidates[0]] for one in (ours, cell))
+        changed = {"objective.anneal": run.objective.anneal, "optim.decay": run.optim.decay}
+        assert run == override(plain, changed) != plain
 
 
 def test_mvae19_is_its_own_recipe_on_celeba_alone(small: Path) -> None:
