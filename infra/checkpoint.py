@@ -153,14 +153,14 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} is damaged: {error}") from None
         return Checkpoint(path, step, meta)
 
-    def best(self, newest: Checkpoint | None = None) -> Checkpoint | None:
-        """The checkpoint that the newest one names as best (itself, where none is named), or None without any.
+    def best(self) -> Checkpoint | None:
+        """`best_of` the newest checkpoint, or None without any."""
+        newest, _ = self.latest()
+        return self.best_of(newest) if newest else None
 
-        Raises UserError where that one is damaged.
-        """
-        newest = newest or self.latest()[0]
-        if newest is None:
-            return None
+    def best_of(self, newest: Checkpoint) -> Checkpoint:
+        """The checkpoint that this one names as best; itself, where none is named. Raises UserError where that one is
+        damaged."""
         named = (newest.meta.get("best") or {}).get("step", newest.step)
         return newest if named == newest.step else self.load(named)
 

@@ -224,7 +224,7 @@ def _list(works: Works, names: dict[str, str], root: Path, options: Options) -> 
             done = _done(same, root)
         except UserError as error:  # made of other data
             refused = str(error)
-        share = 1.0 if done else same[0].share(root)
+        share = 1.0 if done else 0.0 if refused else same[0].share(root)
         state = "refused" if refused else "done" if done else f"{share:.0%} trained" if share else "to do"
         print(f"{key:<48} {same[0].steps:>8,} steps  {state:<12} {names[key]}")
         if refused:

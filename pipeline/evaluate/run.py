@@ -101,7 +101,7 @@ def checkpoint_of(directory: Path, which: Which = "best") -> Checkpoint:
         raise UserError(f"{directory} has no checkpoint yet: train it first {train}")
     for note in notes:
         print(f"pairstream: {note}", file=sys.stderr, flush=True)
-    return checkpoints.best(newest) or newest if which == "best" else newest
+    return checkpoints.best_of(newest) if which == "best" else newest
 
 
 def subject_of(directory: Path, split: str, run: Run | None, checkpoint: Checkpoint) -> Subject:

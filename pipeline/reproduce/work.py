@@ -82,9 +82,20 @@ class Work(ABC):
     def done(self, root: Path) -> Result | None:
         """Its result where there is one. Raises UserError where that was made of other data."""
 
-    @abstractmethod
+    def directory(self, root: Path) -> Path:
+        """Where it is, or will be."""
+        return root / self.key
+
     def do(self, root: Path, show: Show = unseen) -> None:
-        """Do what is left of it. Raises Stopped where a signal came, and UserError."""
+        """Do what is left of it, which of several processes one does. Raises Stopped where a signal came, and
+        UserError."""
+        with self._alone(self.directory(root)):
+            if not self.done(root):  # by whoever was at it
+                self._do(root, show)
+
+    @abstractmethod
+    def _do(self, root: Path, show: Show) -> None:
+        """The same, of work that nobody else is at."""
 
     def in_precision(self, precision: Precision) -> Work:
         """The same, with networks of that precision in what is trained by the engine."""
@@ -103,11 +114,19 @@ class Work(ABC):
         """Of the data at hand."""
         return open_manifest(self.run.data).fingerprint
 
-    def _keep(self, directory: Path, found: Sequence[Mapping[str, Scored]]) -> None:
-        """Scores that no evaluation of a run has, of each of several runs."""
+    def _fitting(self, root: Path, epochs: float, data: str, show: Show = unseen) -> Fitting:
+        """A fit to data of this fingerprint, kept beside the scores; by ranks, which all do the same, nowhere."""
+        kept = None if is_worker() else self.directory(root) / FIT / data
+        return Fitting(max(1, round(epochs)), kept, show)
+
+    def _keep(self, directory: Path, found: Sequence[Mapping[str, Scored]], *spent: Path) -> None:
+        """Scores that no evaluation of a run has, of each of several runs; what they took is not needed any more."""
         scores = [{name: [one.value, one.error, one.count] for name, one in told.items()} for told in found]
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / "scores.json", json.dumps({"data": self.fingerprint(), "scores": scores}) + "\n")
+        with StopRequest():
+            write_whole(directory / "scores.json", json.dumps({"data": self.fingerprint(), "scores": scores}) + "\n")
+            for one in spent:
+                shutil.rmtree(one, ignore_errors=True)
 
     def _kept(self, directory: Path, place: int, epochs: float) -> Result | None:
         """What `_keep` left of a run."""
@@ -224,19 +243,16 @@ class Trained(Work):
     def _epochs(self) -> float:
         return self.run.train.steps * self.run.train.batch / len(open_manifest(self.run.data).split("train"))
 
-    def do(self, root: Path, show: Show = unseen) -> None:
+    def _do(self, root: Path, show: Show) -> None:
         from pipeline.train import train
 
         directory = self.directory(root)
-        with self._alone(directory):
-            if self.done(root):  # by whoever was at it
-                return
-            if self.share(root) < 1 or not is_finished(directory):
-                with StopRequest() as stop, show(self.run.train.steps, self.key) as on_step:
-                    result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
-                if result.status == "preempted" or stop.asked:  # it may come when the last step is done
-                    raise Stopped
-            self._judge(directory)
+        if self.share(root) < 1 or not is_finished(directory):
+            with StopRequest() as stop, show(self.run.train.steps, self.key) as on_step:
+                result = train(self.run, directory, resume=True, identity=f"reproduce/{self.key}", on_step=on_step)
+            if result.status == "preempted" or stop.asked:  # it may come when the last step is done
+                raise Stopped
+        self._judge(directory)
 
     def _judge(self, directory: Path) -> None:
         found = evaluate_run(directory, "test", self.run, self.samples, self.checkpoint, self.few, self.studies)
@@ -325,19 +341,10 @@ class Fitted(Work):
     def done(self, root: Path) -> Result | None:
         return self._kept(root / self.key, self.place, self.epochs)
 
-    def do(self, root: Path, show: Show = unseen) -> None:
-        directory = root / self.key
-        with self._alone(directory):
-            if self.done(root):  # by whoever was at it
-                return
-            found = self.baseline(list(self.runs), self._fitting(root, show))
-            with StopRequest():
-                self._keep(directory, found)
-                shutil.rmtree(directory / FIT, ignore_errors=True)
+    def _do(self, root: Path, show: Show) -> None:
+        directory = self.directory(root)
+        fitting = self._fitting(root, self.epochs, self.fingerprint(), show)
+        self._keep(directory, self.baseline(list(self.runs), fitting), directory / FIT)
 
     def share(self, root: Path) -> float:
-        return 1.0 if self.done(root) else self._fitting(root).share(self.runs[0])
-
-    def _fitting(self, root: Path, show: Show = unseen) -> Fitting:
-        kept = None if is_worker() else root / self.key / FIT / self.fingerprint()
-        return Fitting(max(1, round(self.epochs)), kept, show)
+        return 1.0 if self.done(root) else self._fitting(root, self.epochs, self.fingerprint()).share(self.runs[0])

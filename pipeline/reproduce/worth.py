@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,9 +11,8 @@ from typing import Any
 import xxhash
 
 from infra import distributed
-from infra.preemption import StopRequest
 from pipeline import config
-from pipeline.baselines.fitting import Fitting, Show, unseen
+from pipeline.baselines.fitting import Fitting, Show
 from pipeline.baselines.supervised import network
 from pipeline.config import Run, override
 from pipeline.data import check_data
@@ -75,7 +73,7 @@ class Completed(Work):
     def done(self, root: Path) -> Result | None:
         return self._kept(root / self.key, 0, self.epochs)
 
-    def do(self, root: Path, show: Show = unseen) -> None:
+    def _do(self, root: Path, show: Show) -> None:
         if self.trained.share(root) < 1:  # MLflow may have its numbers, which are no model
             self.trained.do(root, show)
         directory, run = self.trained.directory(root), self.run
@@ -87,14 +85,10 @@ class Completed(Work):
         manifest = open_manifest(data)
         # rows that show one modality each are two for a sample: fewer epochs of more rows
         epochs = self.epochs * len(open_manifest(run.data).split("train")) / len(manifest.split("train"))
-        fits = root / self.key / FIT
-        kept = fits / manifest.fingerprint if world.is_main else None
-        fitting = Fitting(max(1, round(epochs)), kept, show)
+        fitting = self._fitting(root, epochs, manifest.fingerprint, show)
         found = network(manifest, [completed], self.label, GIVEN, "test", fitting)
-        with StopRequest():
-            self._keep(root / self.key, [{metric_name(self.label, (GIVEN,)): score} for score in found])
-            shutil.rmtree(fits, ignore_errors=True)
-            shutil.rmtree(data)
+        scores = [{metric_name(self.label, (GIVEN,)): score} for score in found]
+        self._keep(root / self.key, scores, root / self.key / FIT, data)
 
 
 def on_completed(run: Run, data: Path) -> Run:

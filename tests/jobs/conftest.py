@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.reproduce import archive
 from tests.jobs.clusters import Place
 from tests.jobs.sweeps import Cluster, started
 
@@ -25,6 +26,17 @@ def sweep_digits(tmp_path: Path, digits_dir: Path) -> Iterator[Callable[..., sub
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def digits_place(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the digits as data/digits, no other data, and a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits_dir)
+    archive._finished.cache_clear()
+    return tmp_path
 
 
 @pytest.fixture

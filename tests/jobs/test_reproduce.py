@@ -22,7 +22,7 @@ from infra.errors import UserError
 from infra.store import runs
 from jobs.cli import main
 from pipeline import config
-from pipeline.baselines.fitting import Fitting, Show, unseen
+from pipeline.baselines.fitting import Fitting, Show
 from pipeline.evaluate.scored import Scored
 from pipeline.reproduce import TABLES, archive
 from pipeline.reproduce.shortened import lasting
@@ -35,14 +35,8 @@ COMMAND = ["reproduce", "digits-weak", "--budget", "0.02", "--columns", "20 %", 
 
 
 @pytest.fixture
-def place(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the digits as data/digits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "digits").symlink_to(digits_dir)
-    archive._finished.cache_clear()
-    return tmp_path
+def place(digits_place: Path) -> Path:
+    return digits_place
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
@@ -261,7 +255,7 @@ class Known(Work):
     def done(self, root: Path) -> Result | None:
         return self.result if self.result.scores else None
 
-    def do(self, root: Path, show: Show = unseen) -> None:
+    def _do(self, root: Path, show: Show) -> None:
         raise AssertionError
 
 

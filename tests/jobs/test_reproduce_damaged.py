@@ -18,23 +18,15 @@ from pipeline.config import Run
 from pipeline.evaluate.run import evaluate_run
 from pipeline.evaluate.scored import Scored
 from pipeline.record import is_finished
-from pipeline.reproduce import archive, table
+from pipeline.reproduce import table
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Extent
 from pipeline.reproduce.work import Fitted, Trained, Watched
 
 METRIC = "accuracy/label_given_top"
 ROOT = Path("runs/reproduce")
+pytestmark = pytest.mark.usefixtures("digits_place")
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "digits").symlink_to(digits_dir)
-    archive._finished.cache_clear()
 
 
 @pytest.fixture

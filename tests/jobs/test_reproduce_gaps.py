@@ -23,7 +23,7 @@ from pipeline.baselines import Fitting
 from pipeline.baselines.pairs import UNKNOWN
 from pipeline.config import Run
 from pipeline.evaluate.scored import Scored
-from pipeline.reproduce import TABLES, archive
+from pipeline.reproduce import TABLES
 from pipeline.reproduce.plots import beside
 from pipeline.reproduce.shortened import lasting
 from pipeline.reproduce.table import Cell, Extent, Number, Table
@@ -59,13 +59,8 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+def toy(digits_place: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     """In a working directory with the digits as data/digits, and no other data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "digits").symlink_to(digits_dir)
-    archive._finished.cache_clear()
     made = Toy()
     monkeypatch.setitem(TABLES, "toy", Table("toy", "a table", "no paper's", made.cells, beside))
     return made
@@ -111,6 +106,10 @@ def test_work_made_of_other_data_keeps_no_other_from_the_table(toy: Toy, capsys:
     assert main(["reproduce", "toy", "--json"]) == 1
     found, said = told(capsys)
     assert len(found["numbers"]) == 3
+    assert said.count("was made of data another") == 1
+    assert main(["reproduce", "toy", "--dry-run", "--json"]) == 0
+    listed, said = told(capsys)
+    assert sorted((work["done"], work["share"]) for work in listed["work"]) == [(False, 0.0), *[(True, 1.0)] * 3]
     assert said.count("was made of data another") == 1
 
 

@@ -29,15 +29,7 @@ from pipeline.train import train
 
 METRIC = "accuracy/label_given_top"
 ROOT = Path("runs/reproduce")
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, digits_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "digits").symlink_to(digits_dir)
-    archive._finished.cache_clear()
+pytestmark = pytest.mark.usefixtures("digits_place")
 
 
 @pytest.fixture
